@@ -1,0 +1,58 @@
+// packing.cl — brings weights from a checkpoint's layout and type into the form the kernels read; runs once per tensor at load.
+// Called by Sources/TensorOps/Packing.swift
+
+// Source types; ElementType in Sources/TensorOps/Tensor.swift lists the same numbers.
+#define SOURCE_FLOAT32 0
+#define SOURCE_FLOAT16 1
+#define SOURCE_BFLOAT16 2
+
+inline float load_source(__global const uchar* source, size_t i, int type)
+{
+    if (type == SOURCE_FLOAT32) return ((__global const float*)source)[i];
+    if (type == SOURCE_FLOAT16) return vload_half(i, (__global const half*)source);
+    return bfloat16_to_float(((__global const ushort*)source)[i]);
+}
+
+// pack_weights — w[panel][tap][c][lane] from source[o][c][tap], P lanes a panel; lanes beyond the last channel become zero.
+// The source's channel 0 becomes packed channel `first`, so that several tensors (query, key, value) make one weight.
+// With GEGLU the source's first O/2 channels are values and the rest their gates; a panel takes P/2 of each.
+// Mapping   global (P, C, panels)
+// Variants  -DWEIGHT=0 | -DWEIGHT=1 | -DWEIGHT=2
+__kernel void pack_weights(__global const uchar* restrict source, __global weight_t* restrict w, const int TYPE,
+                           const int O, const int C, const int TAPS, const int P, const int first, const int geglu)
+{
+    const int lane = (int)get_global_id(0), c = (int)get_global_id(1), panel = (int)get_global_id(2);
+    const int packed = panel * P + lane;
+    int o = packed - first, limit = O;
+    if (geglu) {
+        const int isGate = lane >= P / 2;
+        o = panel * (P / 2) + lane % (P / 2) + (isGate ? O / 2 : 0);
+        limit = isGate ? O : O / 2;
+    }
+    // Channels before `first` belong to a tensor that was packed earlier.
+    if (o < 0) return;
+    for (int tap = 0; tap < TAPS; tap++) {
+        const float value = o < limit ? load_source(source, ((size_t)o * C + c) * TAPS + tap, TYPE) : 0.0f;
+        STORE_WEIGHT(w, (((size_t)panel * TAPS + tap) * C + c) * P + lane, value);
+    }
+}
+
+// convert_weights — y[i] = source[i] as weight_t: the token table.
+// Mapping   global (COUNT rounded up)
+// Variants  -DWEIGHT=0 | -DWEIGHT=1 | -DWEIGHT=2
+__kernel void convert_weights(__global const uchar* restrict source, __global weight_t* restrict y, const int TYPE,
+                              const ulong COUNT)
+{
+    const size_t i = get_global_id(0);
+    if (i < COUNT) STORE_WEIGHT(y, i, load_source(source, i, TYPE));
+}
+
+// unpack_float — y[OFFSET + i] = source[i] as float: weights for CLBlast. (convert_float is a built-in function's name.)
+// Mapping   global (COUNT rounded up)
+// Variants  -DWEIGHT=0
+__kernel void unpack_float(__global const uchar* restrict source, __global float* restrict y, const int TYPE,
+                           const ulong COUNT, const ulong OFFSET)
+{
+    const size_t i = get_global_id(0);
+    if (i < COUNT) y[OFFSET + i] = load_source(source, i, TYPE);
+}

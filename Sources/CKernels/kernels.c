@@ -1,0 +1,44 @@
+// Embeds Kernels/* with #embed (C23), so that the binary needs no files beside it. A new kernel file is added in both places below.
+#include "CKernels.h"
+
+#pragma clang diagnostic ignored "-Wc23-extensions"
+
+static const char attention[] = {
+#embed "../../Kernels/attention.cl" suffix(, 0)
+};
+static const char common[] = {
+#embed "../../Kernels/common.clh" suffix(, 0)
+};
+static const char convolution[] = {
+#embed "../../Kernels/convolution.cl" suffix(, 0)
+};
+static const char elementwise[] = {
+#embed "../../Kernels/elementwise.cl" suffix(, 0)
+};
+static const char embedding[] = {
+#embed "../../Kernels/embedding.cl" suffix(, 0)
+};
+static const char image_conversion[] = {
+#embed "../../Kernels/image_conversion.cl" suffix(, 0)
+};
+static const char normalization[] = {
+#embed "../../Kernels/normalization.cl" suffix(, 0)
+};
+static const char packing[] = {
+#embed "../../Kernels/packing.cl" suffix(, 0)
+};
+
+static const struct diffused_kernel_file files[] = {
+    {"attention.cl", attention},
+    {"common.clh", common},
+    {"convolution.cl", convolution},
+    {"elementwise.cl", elementwise},
+    {"embedding.cl", embedding},
+    {"image_conversion.cl", image_conversion},
+    {"normalization.cl", normalization},
+    {"packing.cl", packing},
+};
+
+size_t diffused_kernel_file_count(void) { return sizeof files / sizeof files[0]; }
+
+struct diffused_kernel_file diffused_kernel_file_at(size_t index) { return files[index]; }

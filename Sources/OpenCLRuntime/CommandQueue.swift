@@ -1,0 +1,113 @@
+// A context with its one in-order queue on one device: the door through which buffers are written and read and kernels enqueued.
+// Not Sendable: `clSetKernelArg` is not thread-safe, so all that belongs to a queue is used from one executor.
+
+internal import COpenCL
+public import Logging
+
+/// An in-order command queue and its context on one device.
+public final class CommandQueue {
+    /// The device.
+    public let device: Device
+    let context: cl_context
+    let handle: cl_command_queue
+    /// Where the runtime and the operators log.
+    public let logger: Logger
+    /// Bytes in all live buffers of this queue's context.
+    public internal(set) var allocatedBytes = 0
+    /// The most bytes that were ever live at once.
+    public internal(set) var peakBytes = 0
+
+    /// Creates a context and a queue.
+    ///
+    /// The corresponding OpenCL functions are `clCreateContext` and `clCreateCommandQueue`.
+    public init(device: Device, logger: Logger) throws(OpenCLError) {
+        self.device = device
+        self.logger = logger
+        var status = CL_SUCCESS
+        var id: cl_device_id? = device.id
+        guard let context = clCreateContext(nil, 1, &id, nil, nil, &status) else {
+            throw OpenCLError(OpenCLStatus(rawValue: status), "clCreateContext", context: device.name)
+        }
+        guard let queue = clCreateCommandQueue(context, device.id, 0, &status) else {
+            clReleaseContext(context)
+            throw OpenCLError(OpenCLStatus(rawValue: status), "clCreateCommandQueue", context: device.name)
+        }
+        self.context = context
+        handle = queue
+    }
+
+    deinit {
+        clFinish(handle)
+        clReleaseCommandQueue(handle)
+        clReleaseContext(context)
+    }
+
+    /// Blocks until everything enqueued has run.
+    ///
+    /// The corresponding OpenCL function is `clFinish`.
+    public func finish() throws(OpenCLError) {
+        try check(clFinish(handle), "clFinish")
+    }
+
+    /// Copies host memory into a buffer and waits.
+    ///
+    /// The corresponding OpenCL function is `clEnqueueWriteBuffer`.
+    public func write(_ bytes: UnsafeRawBufferPointer, to buffer: Buffer, at offset: Int = 0) throws(OpenCLError) {
+        precondition(offset + bytes.count <= buffer.byteCount, "write of \(bytes.count) bytes beyond the buffer")
+        guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
+        try check(
+            clEnqueueWriteBuffer(handle, buffer.handle, cl_bool(CL_TRUE), offset, bytes.count, base, 0, nil, nil),
+            "clEnqueueWriteBuffer",
+            "\(bytes.count) bytes"
+        )
+    }
+
+    /// Copies a buffer into host memory and waits.
+    ///
+    /// The corresponding OpenCL function is `clEnqueueReadBuffer`.
+    public func read(_ buffer: Buffer, into bytes: UnsafeMutableRawBufferPointer) throws(OpenCLError) {
+        precondition(bytes.count <= buffer.byteCount, "read of \(bytes.count) bytes beyond the buffer")
+        guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
+        try check(
+            clEnqueueReadBuffer(handle, buffer.handle, cl_bool(CL_TRUE), 0, bytes.count, base, 0, nil, nil),
+            "clEnqueueReadBuffer",
+            "\(bytes.count) bytes"
+        )
+    }
+
+    /// Copies `rows` runs of `rowBytes` bytes between buffers with different row pitches.
+    ///
+    /// The corresponding OpenCL function is `clEnqueueCopyBufferRect`.
+    public func copyRows(
+        from source: Buffer,
+        to destination: Buffer,
+        destinationOffset: Int,
+        rowBytes: Int,
+        rows: Int,
+        sourcePitch: Int,
+        destinationPitch: Int
+    ) throws(OpenCLError) {
+        var sourceOrigin = [0, 0, 0]
+        var destinationOrigin = [destinationOffset, 0, 0]
+        var region = [rowBytes, rows, 1]
+        try check(
+            clEnqueueCopyBufferRect(
+                handle,
+                source.handle,
+                destination.handle,
+                &sourceOrigin,
+                &destinationOrigin,
+                &region,
+                sourcePitch,
+                0,
+                destinationPitch,
+                0,
+                0,
+                nil,
+                nil
+            ),
+            "clEnqueueCopyBufferRect",
+            "\(rows) rows of \(rowBytes) bytes"
+        )
+    }
+}

@@ -1,0 +1,53 @@
+// The configuration written out, as `check-config` shows what a file and the environment come to.
+
+internal import JSON
+internal import Logging
+internal import StableDiffusion
+
+extension Configuration {
+    /// Every key with its present value, as YAML that reads back as this configuration.
+    public var yaml: String {
+        """
+        server:
+          host: \(quoted(server.host))
+          port: \(server.port)
+        model:
+          path: \(quoted(model.path))
+        image:
+          width: \(image.width.map(String.init) ?? "auto")
+          height: \(image.height.map(String.init) ?? "auto")
+        precision: \(precision.rawValue)
+        device:
+          platform: \(device.platform.map(quoted) ?? "auto")
+          index: \(device.index.map(String.init) ?? "auto")
+          gemm: \(device.gemm.rawValue)
+        sampling:
+          sampler: \(sampling.sampler.rawValue)
+          steps: \(sampling.steps)
+          scale: \(shortNumber(sampling.scale))
+          rng: \(sampling.noise.rawValue)
+        queue:
+          capacity: \(queue.capacity)
+        storage:
+          directory: \(quoted(storage.directory))
+        kernels:
+          directory: \(kernels.directory.map(quoted) ?? "embedded")
+        cache:
+          directory: \(cache.directory.map(quoted) ?? "auto")
+        limits:
+          width: \(limits.width)
+          height: \(limits.height)
+          steps: \(limits.steps)
+          prompt_characters: \(limits.promptCharacters)
+          body_bytes: \(limits.bodyBytes)
+        log:
+          level: \(log.level.rawValue)
+
+        """
+    }
+
+    /// A JSON string is a YAML string.
+    private func quoted(_ text: String) -> String {
+        JSONValue.string(text).serialized
+    }
+}

@@ -1,0 +1,166 @@
+// What the daemon can be told: one property per key of `config.yaml`, with its unit, range and default.
+// Everything takes effect at start; a changed file is read by a restart.
+
+public import Logging
+public import StableDiffusion
+
+/// The whole configuration.
+///
+/// The properties' initial values are the defaults of an empty file.
+public struct Configuration: Equatable, Sendable {
+    /// `server`: where the daemon listens.
+    public var server = Server()
+    /// `model`: what it draws with.
+    public var model = Model()
+    /// `image`: the size of a picture when a request gives none.
+    public var image = Image()
+    /// `precision`: storage type of weights and activations; `float32`, `float16` or `bfloat16`.
+    ///
+    /// Default `float16`.
+    public var precision = Precision.float16
+    /// `device`: the OpenCL device; see `DeviceOptions`.
+    ///
+    /// Default: the best one, with the faster GEMM.
+    public var device = DeviceOptions()
+    /// `sampling`: how a picture is drawn when a request does not say.
+    public var sampling = Sampling()
+    /// `queue`: how many requests may wait.
+    public var queue = Queue()
+    /// `storage`: where pictures are kept.
+    public var storage = Storage()
+    /// `kernels`: where the OpenCL kernels come from.
+    public var kernels = Kernels()
+    /// `cache`: where tuning results are kept.
+    public var cache = Cache()
+    /// `limits`: what a request may ask for at most.
+    public var limits = Limits()
+    /// `log`: how much is written to standard error.
+    public var log = Log()
+
+    /// Where the daemon listens.
+    public struct Server: Equatable, Sendable {
+        /// `server.host`: host name or address to bind; `0.0.0.0` for every IPv4 interface.
+        ///
+        /// Default `127.0.0.1`.
+        public var host = "127.0.0.1"
+        /// `server.port`: TCP port, 0 to 65535; 0 lets the system choose a free one.
+        ///
+        /// Default 8000.
+        public var port = 8000
+    }
+
+    /// What the daemon draws with.
+    public struct Model: Equatable, Sendable {
+        /// `model.path`: a checkpoint.
+        ///
+        /// Relative to the configuration file. Default `Models/demo`.
+        public var path = "Models/demo"
+    }
+
+    /// Picture size of a request that names none.
+    public struct Image: Equatable, Sendable {
+        /// `image.width`: pixels, a multiple of 8 from 8 to `limits.width`; nil (`auto`) is the model's native size.
+        public var width: Int?
+        /// `image.height`: pixels, a multiple of 8 from 8 to `limits.height`; nil (`auto`) is the model's native size.
+        public var height: Int?
+    }
+
+    /// How a picture is drawn when a request does not say.
+    public struct Sampling: Equatable, Sendable {
+        /// `sampling.sampler`: the sampling algorithm.
+        ///
+        /// Default `ddim`.
+        public var sampler = Sampler.ddim
+        /// `sampling.steps`: denoising steps, 1 to `limits.steps`.
+        ///
+        /// Default 50.
+        public var steps = 50
+        /// `sampling.scale`: classifier-free guidance scale, at most 10000; 1 or less is no guidance.
+        ///
+        /// Default 7.5.
+        public var scale = 7.5
+        /// `sampling.rng`: whose random numbers the initial noise reproduces.
+        ///
+        /// Default `torch`.
+        public var noise = NoiseSource.torch
+    }
+
+    /// The queue in front of the device.
+    public struct Queue: Equatable, Sendable {
+        /// `queue.capacity`: requests that may wait behind the running one, 1 to 10000.
+        ///
+        /// Default 64.
+        public var capacity = 64
+    }
+
+    /// Where pictures are kept.
+    public struct Storage: Equatable, Sendable {
+        /// `storage.directory`: directory of the pictures, made when missing.
+        ///
+        /// Relative to the configuration file. Default: systemd's `$STATE_DIRECTORY` when that is set, else `data`.
+        public var directory = "data"
+    }
+
+    /// Where the OpenCL kernels come from.
+    public struct Kernels: Equatable, Sendable {
+        /// `kernels.directory`: directory of `.cl` files, relative to the configuration file; nil (`embedded`, the
+        /// default) uses the ones inside the program.
+        public var directory: String?
+    }
+
+    /// Where tuning results are kept.
+    public struct Cache: Equatable, Sendable {
+        /// `cache.directory`: relative to the configuration file; `auto`, the default, is systemd's `$CACHE_DIRECTORY`,
+        /// else `$XDG_CACHE_HOME/diffused`, else `~/.cache/diffused`.
+        ///
+        /// Nil when none of them is known: nothing is kept.
+        public var directory: String?
+    }
+
+    /// What a request may ask for at most; more is refused with 422.
+    public struct Limits: Equatable, Sendable {
+        /// `limits.width`: pixels, a multiple of 8 from 8 to 16384.
+        ///
+        /// Default 2048.
+        public var width = 2048
+        /// `limits.height`: pixels, a multiple of 8 from 8 to 16384.
+        ///
+        /// Default 2048.
+        public var height = 2048
+        /// `limits.steps`: denoising steps, 1 to 1000.
+        ///
+        /// Default 1000.
+        public var steps = 1000
+        /// `limits.prompt_characters`: Unicode scalars of a prompt, 1 to 1000000.
+        ///
+        /// Default 10000; a text encoder reads a few hundred at most.
+        public var promptCharacters = 10_000
+        /// `limits.body_bytes`: bytes of a request body, 1024 to 67108864.
+        ///
+        /// Default 1048576.
+        public var bodyBytes = 1 << 20
+    }
+
+    /// How much is written to standard error.
+    public struct Log: Equatable, Sendable {
+        /// `log.level`: `trace`, `debug`, `info`, `notice`, `warning`, `error` or `critical`.
+        ///
+        /// Default `info`.
+        public var level = Logger.Level.info
+    }
+
+    /// The defaults of an empty file, without any environment.
+    public init() {}
+
+    /// What the pipeline has to know.
+    public var pipelineOptions: PipelineOptions {
+        PipelineOptions(
+            modelPath: model.path,
+            precision: precision,
+            device: device,
+            noise: sampling.noise,
+            kernelsDirectory: kernels.directory,
+            cacheDirectory: cache.directory
+        )
+    }
+}

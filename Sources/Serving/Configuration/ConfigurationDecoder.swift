@@ -1,0 +1,86 @@
+// From the YAML tree to a `Configuration`: every key is asked for by name, with its type and range, and what nobody
+// asked for is an unknown key. The wording of the messages lives here.
+
+internal import Logging
+internal import StableDiffusion
+
+/// Decodes one configuration file.
+struct ConfigurationDecoder {
+    /// The file's name for messages.
+    let file: String
+    /// Directory that relative paths start from.
+    let directory: String
+
+    /// Fills in what the file says; what it leaves out keeps the value of `defaults`.
+    func decode(_ root: YAMLNode?, defaults: Configuration) throws(ConfigurationError) -> Configuration {
+        var result = defaults
+        guard let root, !root.isNull else { return result }
+        let top = try ConfigurationSection(
+            path: nil,
+            node: root,
+            file: file,
+            keys: [
+                "server", "model", "image", "precision", "device", "sampling", "queue", "storage", "kernels", "cache",
+                "limits", "log",
+            ]
+        )
+
+        // The limits come first because other keys must stay below them.
+        if let limits = try top.section(
+            "limits",
+            keys: ["width", "height", "steps", "prompt_characters", "body_bytes"]
+        ) {
+            try limits.size("width", atMost: Self.largestSize, into: &result.limits.width)
+            try limits.size("height", atMost: Self.largestSize, into: &result.limits.height)
+            try limits.integer("steps", in: 1...1000, into: &result.limits.steps)
+            try limits.integer("prompt_characters", in: 1...1_000_000, into: &result.limits.promptCharacters)
+            try limits.integer("body_bytes", in: 1024...67_108_864, into: &result.limits.bodyBytes)
+        }
+        if let server = try top.section("server", keys: ["host", "port"]) {
+            try server.text("host", into: &result.server.host)
+            try server.integer("port", in: 0...65535, into: &result.server.port)
+        }
+        if let model = try top.section("model", keys: ["path"]) {
+            try model.path("path", from: directory, into: &result.model.path)
+        }
+        if let image = try top.section("image", keys: ["width", "height"]) {
+            try image.size("width", atMost: result.limits.width, orWord: "auto", into: &result.image.width)
+            try image.size("height", atMost: result.limits.height, orWord: "auto", into: &result.image.height)
+        }
+        try top.choice("precision", into: &result.precision)
+        if let device = try top.section("device", keys: ["platform", "index", "gemm"]) {
+            try device.text("platform", orWord: "auto", into: &result.device.platform)
+            try device.integer("index", in: 0...255, orWord: "auto", into: &result.device.index)
+            try device.choice("gemm", into: &result.device.gemm)
+        }
+        if let sampling = try top.section("sampling", keys: ["sampler", "steps", "scale", "rng"]) {
+            try sampling.choice("sampler", into: &result.sampling.sampler)
+            try sampling.integer("steps", in: 1...result.limits.steps, into: &result.sampling.steps)
+            try sampling.number(
+                "scale",
+                atMost: GenerationRequest.maximumGuidanceScale,
+                into: &result.sampling.scale
+            )
+            try sampling.choice("rng", into: &result.sampling.noise)
+        }
+        if let queue = try top.section("queue", keys: ["capacity"]) {
+            try queue.integer("capacity", in: 1...10_000, into: &result.queue.capacity)
+        }
+        if let storage = try top.section("storage", keys: ["directory"]) {
+            try storage.path("directory", from: directory, into: &result.storage.directory)
+        }
+        if let kernels = try top.section("kernels", keys: ["directory"]) {
+            try kernels.path("directory", from: directory, orWord: "embedded", into: &result.kernels.directory)
+        }
+        if let cache = try top.section("cache", keys: ["directory"]) {
+            try cache.path("directory", from: directory, orWord: "auto", into: &result.cache.directory)
+        }
+        if let log = try top.section("log", keys: ["level"]) {
+            try log.choice("level", into: &result.log.level)
+        }
+        return result
+    }
+
+    /// Largest picture side that `limits` may allow, in pixels.
+    static let largestSize = 16384
+}

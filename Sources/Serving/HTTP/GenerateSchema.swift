@@ -1,0 +1,382 @@
+// What `POST /generate` takes: the fields with their titles, ranges and defaults, in one place that both checks a body
+// and describes itself for `/openapi.json`, so that the two cannot disagree. Conversions follow pydantic's lax mode,
+// which the first implementation's clients rely on, except that true and false are no numbers.
+
+internal import JSON
+internal import StableDiffusion
+
+/// The request body of `POST /generate`.
+struct GenerateSchema: Sendable {
+    /// A whole-number field.
+    private struct IntegerField {
+        let name: String
+        let title: String
+        let description: String
+        let minimum: WholeNumber
+        let maximum: WholeNumber
+        var multiple: Int?
+    }
+
+    private let configuration: Configuration
+    /// Picture side of a request that names none, when the configuration leaves it to the model.
+    private let nativeSize: Int?
+
+    /// A schema with the limits and defaults of a configuration.
+    ///
+    /// - Parameter nativeSize: the model's picture side; nil while the model is unknown.
+    init(configuration: Configuration, nativeSize: Int?) {
+        self.configuration = configuration
+        self.nativeSize = nativeSize
+    }
+
+    // MARK: Checking a body
+
+    /// Checks a body and fills in the defaults.
+    ///
+    /// - Throws: `RequestProblems` with everything that is wrong.
+    func decode(_ bytes: [UInt8]) throws(RequestProblems) -> GenerationRequest {
+        guard !bytes.isEmpty else {
+            throw RequestProblems(
+                problems: [RequestProblem(type: "missing", at: [.name("body")], "Field required", input: .null)]
+            )
+        }
+        let body: JSONValue
+        do {
+            body = try JSONValue(parsing: bytes, accepting: [.nonFiniteNumbers, .repeatedNames])
+        } catch {
+            throw RequestProblems(
+                problems: [
+                    RequestProblem(
+                        type: "json_invalid",
+                        at: [.name("body"), .position(error.position)],
+                        "JSON decode error",
+                        input: [:],
+                        context: ["error": .string(error.reason.pythonWords)]
+                    )
+                ]
+            )
+        }
+        return try decode(body)
+    }
+
+    private func decode(_ body: JSONValue) throws(RequestProblems) -> GenerationRequest {
+        guard case .object = body else {
+            throw RequestProblems(
+                problems: [
+                    RequestProblem(
+                        type: "model_attributes_type",
+                        at: [.name("body")],
+                        "Input should be a valid dictionary or object to extract fields from",
+                        input: body
+                    )
+                ]
+            )
+        }
+
+        var fields = FieldReader(body: body)
+        let text = { (name: String, value: JSONValue) throws(RequestProblem) in try self.text(name, value) }
+        let prompt = fields.readRequired("prompt", placeholder: "", text)
+        let size = nativeSize ?? 0
+        let request = GenerationRequest(
+            prompt: prompt,
+            negativePrompt: fields.read("negative_prompt", default: "", text),
+            width: fields.read("width", default: configuration.image.width ?? size) { _, value throws(RequestProblem) in
+                try integer(widthField, value)
+            },
+            height: fields.read("height", default: configuration.image.height ?? size) {
+                _,
+                value throws(RequestProblem) in
+                try integer(heightField, value)
+            },
+            steps: fields.read("steps", default: configuration.sampling.steps) { _, value throws(RequestProblem) in
+                try integer(stepsField, value)
+            },
+            guidanceScale: fields.read("scale", default: configuration.sampling.scale, guidanceScale),
+            seed: fields.read("seed", default: Seed.random(), seed),
+            sampler: fields.read("sampler", default: configuration.sampling.sampler, sampler)
+        )
+        guard fields.problems.isEmpty else { throw RequestProblems(problems: fields.problems) }
+        return request
+    }
+
+    /// Reads the fields of a body and keeps what is wrong with them, so that a client hears of everything at once.
+    private struct FieldReader {
+        let body: JSONValue
+        var problems: [RequestProblem] = []
+
+        /// An optional field: absent and null are the same, and give the default.
+        mutating func read<Value>(
+            _ name: String,
+            default value: Value,
+            _ convert: (String, JSONValue) throws(RequestProblem) -> Value
+        ) -> Value {
+            guard let input = body[name], input != .null else { return value }
+            return converted(name, input, placeholder: value, convert)
+        }
+
+        /// A field that must be there.
+        mutating func readRequired<Value>(
+            _ name: String,
+            placeholder: Value,
+            _ convert: (String, JSONValue) throws(RequestProblem) -> Value
+        ) -> Value {
+            guard let input = body[name] else {
+                problems.append(RequestProblem(type: "missing", field: name, "Field required", input: body))
+                return placeholder
+            }
+            return converted(name, input, placeholder: placeholder, convert)
+        }
+
+        private mutating func converted<Value>(
+            _ name: String,
+            _ input: JSONValue,
+            placeholder: Value,
+            _ convert: (String, JSONValue) throws(RequestProblem) -> Value
+        ) -> Value {
+            do {
+                return try convert(name, input)
+            } catch {
+                problems.append(error)
+                return placeholder
+            }
+        }
+    }
+
+    private func text(_ name: String, _ value: JSONValue) throws(RequestProblem) -> String {
+        guard case .string(let text) = value else {
+            throw RequestProblem(type: "string_type", field: name, "Input should be a valid string", input: value)
+        }
+        let limit = configuration.limits.promptCharacters
+        guard text.unicodeScalars.count <= limit else {
+            throw RequestProblem(
+                type: "string_too_long",
+                field: name,
+                "String should have at most \(limit) characters",
+                input: value,
+                context: ["max_length": JSONValue(limit)]
+            )
+        }
+        return text
+    }
+
+    private func guidanceScale(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
+        let literal: String
+        switch value {
+        case .number(let text), .string(let text): literal = text
+        default: throw RequestProblem(type: "float_type", field: name, "Input should be a valid number", input: value)
+        }
+        let number: Double
+        do {
+            number = try finiteDouble(literal: literal)
+        } catch .notFinite {
+            throw RequestProblem(
+                type: "finite_number",
+                field: name,
+                "Input should be a finite number",
+                input: value
+            )
+        } catch {
+            throw RequestProblem(
+                type: "float_parsing",
+                field: name,
+                "Input should be a valid number, unable to parse string as a number",
+                input: value
+            )
+        }
+        let limit = Int(GenerationRequest.maximumGuidanceScale)
+        guard number <= Double(limit) else {
+            throw RequestProblem(
+                type: "less_than_equal",
+                field: name,
+                "Input should be less than or equal to \(limit)",
+                input: value,
+                context: ["le": JSONValue(limit)]
+            )
+        }
+        return number
+    }
+
+    private func wholeNumber(_ field: IntegerField, _ value: JSONValue) throws(RequestProblem) -> WholeNumber {
+        func problem(_ type: String, _ message: String, context: JSONValue? = nil) -> RequestProblem {
+            RequestProblem(type: type, field: field.name, message, input: value, context: context)
+        }
+        let number: WholeNumber
+        switch (value, Result { () throws(NumberLiteralError) in try Self.wholeNumber(value) }) {
+        case (_, .success(let parsed?)): number = parsed
+        case (_, .success(nil)):
+            throw problem("int_type", "Input should be a valid integer")
+        case (_, .failure(.notFinite)):
+            throw problem("finite_number", "Input should be a finite number")
+        case (.number, .failure(.fractional)):
+            throw problem("int_from_float", "Input should be a valid integer, got a number with a fractional part")
+        case (_, .failure):
+            throw problem("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
+        }
+        guard number >= field.minimum else {
+            let limit = field.minimum.description
+            throw problem(
+                "greater_than_equal",
+                "Input should be greater than or equal to \(limit)",
+                context: ["ge": .number(limit)]
+            )
+        }
+        guard number <= field.maximum else {
+            let limit = field.maximum.description
+            throw problem(
+                "less_than_equal",
+                "Input should be less than or equal to \(limit)",
+                context: ["le": .number(limit)]
+            )
+        }
+        if let multiple = field.multiple, !number.isMultiple(of: multiple) {
+            throw problem(
+                "multiple_of",
+                "Input should be a multiple of \(multiple)",
+                context: ["multiple_of": JSONValue(multiple)]
+            )
+        }
+        return number
+    }
+
+    /// The whole number a value stands for; nil when it is of a type that stands for none.
+    private static func wholeNumber(_ value: JSONValue) throws(NumberLiteralError) -> WholeNumber? {
+        switch value {
+        case .number(let literal): try WholeNumber(literal: literal)
+        case .string(let text): try WholeNumber(text: text)
+        default: nil
+        }
+    }
+
+    private func integer(_ field: IntegerField, _ value: JSONValue) throws(RequestProblem) -> Int {
+        // The ranges of these fields are ranges of Int.
+        try wholeNumber(field, value).int ?? 0
+    }
+
+    private func seed(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Seed {
+        let number = try wholeNumber(seedField, value)
+        return number.isNegative ? Seed(Int64(number.int ?? 0)) : Seed(number.uint64 ?? 0)
+    }
+
+    private func sampler(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Sampler {
+        if case .string(let word) = value, let sampler = Sampler(rawValue: word) { return sampler }
+        let names = Sampler.allCases.map { "'\($0.rawValue)'" }
+        let expected =
+            names.count > 1 ? names.dropLast().joined(separator: ", ") + " or " + (names.last ?? "") : names.joined()
+        throw RequestProblem(
+            type: "enum",
+            field: name,
+            "Input should be \(expected)",
+            input: value,
+            context: ["expected": .string(expected)]
+        )
+    }
+
+    // MARK: Fields
+
+    private var stepsField: IntegerField {
+        IntegerField(
+            name: "steps",
+            title: "Steps",
+            description: "Number of dim sampling steps",
+            minimum: WholeNumber(1),
+            maximum: WholeNumber(configuration.limits.steps)
+        )
+    }
+
+    private var seedField: IntegerField {
+        IntegerField(
+            name: "seed",
+            title: "Seed",
+            description: "Optionally specify a seed for reproduceable results",
+            minimum: WholeNumber(Int64.min),
+            maximum: WholeNumber(UInt64.max)
+        )
+    }
+
+    private var widthField: IntegerField {
+        IntegerField(
+            name: "width",
+            title: "Width",
+            description: "Width of the image in pixels, a multiple of 8",
+            minimum: WholeNumber(8),
+            maximum: WholeNumber(configuration.limits.width),
+            multiple: 8
+        )
+    }
+
+    private var heightField: IntegerField {
+        IntegerField(
+            name: "height",
+            title: "Height",
+            description: "Height of the image in pixels, a multiple of 8",
+            minimum: WholeNumber(8),
+            maximum: WholeNumber(configuration.limits.height),
+            multiple: 8
+        )
+    }
+
+    // MARK: Describing itself
+
+    /// The schema `GenerationRequest` of the OpenAPI document.
+    var openAPI: JSONValue {
+        let length = JSONValue(configuration.limits.promptCharacters)
+        let size = { (side: Int?) in (side ?? nativeSize).map { JSONValue($0) } }
+        return [
+            "title": "GenerationRequest",
+            "type": "object",
+            "required": ["prompt"],
+            "properties": [
+                "prompt": [
+                    "title": "Input prompt",
+                    "type": "string",
+                    "description": "Input prompt to be rendered",
+                    "maxLength": length,
+                    "example": "a red circle on a blue background",
+                ],
+                "scale": [
+                    "title": "Scale",
+                    "type": "number",
+                    "nullable": true,
+                    "description":
+                        "Unconditional guidance scale: eps = eps(x, empty) + scale * (eps(x, cond) - eps(x, empty))",
+                    "maximum": JSONValue(Int(GenerationRequest.maximumGuidanceScale)),
+                    "default": JSONValue(configuration.sampling.scale),
+                ],
+                "steps": describe(stepsField, default: JSONValue(configuration.sampling.steps)),
+                "seed": describe(seedField, default: nil),
+                "negative_prompt": [
+                    "title": "Negative prompt",
+                    "type": "string",
+                    "nullable": true,
+                    "description": "What the image should not show",
+                    "maxLength": length,
+                    "default": "",
+                ],
+                "width": describe(widthField, default: size(configuration.image.width)),
+                "height": describe(heightField, default: size(configuration.image.height)),
+                "sampler": [
+                    "title": "Sampler",
+                    "type": "string",
+                    "nullable": true,
+                    "description": "Sampling algorithm",
+                    "enum": .array(Sampler.allCases.map { .string($0.rawValue) } + [.null]),
+                    "default": .string(configuration.sampling.sampler.rawValue),
+                ],
+            ],
+        ]
+    }
+
+    private func describe(_ field: IntegerField, default value: JSONValue?) -> JSONValue {
+        var members: JSONObject = [
+            "title": .string(field.title),
+            "type": "integer",
+            "nullable": true,
+            "description": .string(field.description),
+            "minimum": .number(field.minimum.description),
+            "maximum": .number(field.maximum.description),
+        ]
+        members["multipleOf"] = field.multiple.map { JSONValue($0) }
+        members["default"] = value
+        return .object(members)
+    }
+}

@@ -1,0 +1,130 @@
+// The OpenAPI document: the parts shared by all routes and the schemas, put together with the operations of the route
+// table. Version 3.0, which every release of Swagger UI can show.
+
+internal import HTTPTypes
+internal import JSON
+
+/// Builds `/openapi.json`.
+enum OpenAPIDocument {
+    /// The whole document.
+    ///
+    /// - Parameters:
+    ///   - routes: the route table.
+    ///   - generate: the request body of `POST /generate`.
+    static func document(routes: [Route], generate: GenerateSchema) -> JSONValue {
+        var paths: JSONObject = [:]
+        for route in routes {
+            guard let operation = route.operation else { continue }
+            var operations = paths[route.path]?.objectValue ?? [:]
+            operations[route.method.rawValue.lowercased()] = operation
+            paths[route.path] = .object(operations)
+        }
+        return [
+            "openapi": "3.0.3",
+            "info": [
+                "title": "Stable Diffusion API",
+                "version": .string(softwareVersion),
+                "description": "A picture from a text: POST /generate, then GET /download/{id}.",
+            ],
+            "paths": .object(paths),
+            "components": [
+                "schemas": [
+                    "GenerationRequest": generate.openAPI,
+                    "GenerationResult": generationResult,
+                    "HTTPValidationError": httpValidationError,
+                    "ValidationError": validationError,
+                    "ErrorDetail": errorDetail,
+                ]
+            ],
+        ]
+    }
+
+    /// An operation object.
+    static func operation(
+        _ summary: String,
+        id: String,
+        tag: String,
+        parameters: JSONValue? = nil,
+        body: String? = nil,
+        responses: [(status: String, response: JSONValue)]
+    ) -> JSONValue {
+        var members: JSONObject = ["summary": .string(summary), "operationId": .string(id), "tags": [.string(tag)]]
+        members["parameters"] = parameters
+        if let body { members["requestBody"] = ["required": true, "content": json(body)] }
+        members["responses"] = .object(JSONObject(responses.map { (name: $0.status, value: $0.response) }))
+        return .object(members)
+    }
+
+    /// A response with a JSON body of a named schema.
+    static func response(_ description: String, schema: String, headers: JSONValue? = nil) -> JSONValue {
+        var members: JSONObject = ["description": .string(description), "content": json(schema)]
+        members["headers"] = headers
+        return .object(members)
+    }
+
+    /// A response with a body of a media type.
+    static func response(_ description: String, mediaType: String, schema: JSONValue) -> JSONValue {
+        [
+            "description": .string(description),
+            "content": .object([mediaType: ["schema": schema]]),
+        ]
+    }
+
+    private static func json(_ schema: String) -> JSONValue {
+        ["application/json": ["schema": ["$ref": .string("#/components/schemas/\(schema)")]]]
+    }
+
+    private static let generationResult: JSONValue = [
+        "title": "GenerationResult",
+        "type": "object",
+        "required": ["download_id", "time"],
+        "properties": [
+            "download_id": [
+                "title": "Download ID",
+                "type": "string",
+                "description": "Identifier to download the generated image",
+            ],
+            "time": [
+                "title": "Time",
+                "type": "number",
+                "description": "Total duration of generating this image",
+            ],
+        ],
+    ]
+
+    private static let httpValidationError: JSONValue = [
+        "title": "HTTPValidationError",
+        "type": "object",
+        "properties": [
+            "detail": [
+                "title": "Detail",
+                "type": "array",
+                "items": ["$ref": "#/components/schemas/ValidationError"],
+            ]
+        ],
+    ]
+
+    private static let validationError: JSONValue = [
+        "title": "ValidationError",
+        "type": "object",
+        "required": ["loc", "msg", "type"],
+        "properties": [
+            "loc": [
+                "title": "Location",
+                "type": "array",
+                "items": ["anyOf": [["type": "string"], ["type": "integer"]]],
+            ],
+            "msg": ["title": "Message", "type": "string"],
+            "type": ["title": "Error Type", "type": "string"],
+            "input": ["title": "Input"],
+            "ctx": ["title": "Context", "type": "object"],
+        ],
+    ]
+
+    private static let errorDetail: JSONValue = [
+        "title": "ErrorDetail",
+        "type": "object",
+        "required": ["detail"],
+        "properties": ["detail": ["title": "Detail", "type": "string"]],
+    ]
+}

@@ -1,0 +1,126 @@
+// The two routes that make and hand out pictures.
+
+internal import Dispatch
+internal import Foundation
+internal import HTTPTypes
+internal import Hummingbird
+internal import JSON
+internal import StableDiffusion
+
+extension Daemon {
+    /// `POST /generate` and `GET /download/{id}`.
+    var pictureRoutes: [Route] { [generateRoute, downloadRoute] }
+
+    private var generateRoute: Route {
+        let retryAfter: JSONValue = [
+            "Retry-After": ["description": "Seconds after which to try again", "schema": ["type": "integer"]]
+        ]
+        return Route(
+            .post,
+            "/generate",
+            operation: OpenAPIDocument.operation(
+                "Makes a picture and waits for it",
+                id: "generate",
+                tag: "pictures",
+                body: "GenerationRequest",
+                responses: [
+                    (
+                        "200",
+                        OpenAPIDocument.response(
+                            "The picture is made and kept",
+                            schema: "GenerationResult",
+                            headers: [
+                                "X-Prompt-Characters-Cut": [
+                                    "description": "Only when the prompt was longer than the model reads",
+                                    "schema": ["type": "integer"],
+                                ]
+                            ]
+                        )
+                    ),
+                    ("408", OpenAPIDocument.response("The request came too slowly", schema: "ErrorDetail")),
+                    ("422", OpenAPIDocument.response("The request is invalid", schema: "HTTPValidationError")),
+                    (
+                        "503",
+                        OpenAPIDocument.response(
+                            "The queue is full, the model is being loaded, the service is going down, or the device failed",
+                            schema: "ErrorDetail",
+                            headers: retryAfter
+                        )
+                    ),
+                    ("507", OpenAPIDocument.response("The disk is full", schema: "ErrorDetail")),
+                ]
+            )
+        ) { request, _ in
+            let reader = RequestBodyReader(limit: configuration.limits.bodyBytes)
+            let bytes = try await reader.read(request)
+            let schema = GenerateSchema(configuration: configuration, nativeSize: await queue.status.model?.nativeSize)
+            let image = try await queue.submit(try schema.decode(bytes))
+            var headers: HTTPFields = [:]
+            if let cut = image.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
+                headers[name] = String(cut.count)
+            }
+            return Response(
+                json: [
+                    "download_id": .string(image.id.uuidString.lowercased()),
+                    "time": JSONValue((image.seconds * 1e6).rounded() / 1e6),
+                ],
+                headers: headers
+            )
+        }
+    }
+
+    private var downloadRoute: Route {
+        Route(
+            .get,
+            "/download/{id}",
+            operation: OpenAPIDocument.operation(
+                "A finished picture",
+                id: "download",
+                tag: "pictures",
+                parameters: [
+                    [
+                        "name": "id", "in": "path", "required": true,
+                        "description": "The download_id that POST /generate returned",
+                        "schema": ["type": "string"],
+                    ]
+                ],
+                responses: [
+                    (
+                        "200",
+                        OpenAPIDocument.response(
+                            "The picture",
+                            mediaType: "image/png",
+                            schema: ["type": "string", "format": "binary"]
+                        )
+                    ),
+                    ("404", OpenAPIDocument.response("There is no such picture", schema: "ErrorDetail")),
+                ]
+            )
+        ) { _, context in
+            // Only a UUID is ever looked up, so no name can lead out of the directory.
+            guard let id = context.parameters.get("id").flatMap({ UUID(uuidString: $0) }) else {
+                throw HTTPProblem.noSuchFile
+            }
+            guard let bytes = try await onFileThread({ [store] in try store.read(id) }) else {
+                throw HTTPProblem.noSuchFile
+            }
+            return Response(
+                status: .ok,
+                headers: [
+                    .contentType: "image/png",
+                    .contentDisposition: "attachment; filename=\"\(id.uuidString.lowercased()).png\"",
+                ],
+                body: .init(byteBuffer: ByteBuffer(bytes: bytes))
+            )
+        }
+    }
+}
+
+/// Runs blocking file access where it holds up neither an event loop nor the cooperative pool.
+private func onFileThread<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) async throws -> Value {
+    try await withCheckedThrowingContinuation { continuation in
+        fileQueue.async { continuation.resume(with: Result(catching: body)) }
+    }
+}
+
+private let fileQueue = DispatchQueue(label: "files", attributes: .concurrent)

@@ -1,0 +1,62 @@
+// The text that goes into a picture's `parameters` chunk, in the layout AUTOMATIC1111's web UI made common, so that
+// other programs can read back how a picture was made.
+
+internal import Foundation
+internal import JSON
+public import StableDiffusion
+
+/// How a picture was made, as text.
+public enum ParametersText {
+    /// Keyword of the PNG text chunk.
+    public static let keyword = "parameters"
+
+    /// The prompt, the negative prompt when there is one, and one line of settings.
+    ///
+    /// - Parameters:
+    ///   - request: what was asked for.
+    ///   - model: what drew it.
+    public static func text(for request: GenerationRequest, model: ModelDescription) -> String {
+        var lines = [request.prompt]
+        if !request.negativePrompt.isEmpty {
+            lines.append("Negative prompt: \(request.negativePrompt)")
+        }
+        let settings = [
+            ("Steps", String(request.steps)),
+            ("Sampler", samplerName(request.sampler)),
+            ("CFG scale", shortNumber(request.guidanceScale)),
+            ("Seed", request.seed.description),
+            ("Size", "\(request.width)x\(request.height)"),
+            ("Model", stem(model.name)),
+            // The noise of `torch` is what the web UI calls its CPU source.
+            ("RNG", "CPU"),
+            ("Version", "diffused \(softwareVersion)"),
+        ]
+        lines.append(settings.map { "\($0): \(quoted($1))" }.joined(separator: ", "))
+        return lines.joined(separator: "\n")
+    }
+
+    /// The sampler's name in that program.
+    private static func samplerName(_ sampler: Sampler) -> String {
+        switch sampler {
+        case .ddim: "DDIM"
+        }
+    }
+
+    /// The checkpoint's name without the ending of a single file.
+    private static func stem(_ name: String) -> String {
+        for ending in [".safetensors", ".ckpt"] where name.hasSuffix(ending) {
+            return String(name.dropLast(ending.count))
+        }
+        return name
+    }
+
+    /// Values that hold a separator are written as JSON strings, or the line could not be taken apart again.
+    private static func quoted(_ value: String) -> String {
+        value.contains { $0 == "," || $0 == ":" || $0.isNewline } ? JSONValue.string(value).serialized : value
+    }
+}
+
+/// A number without a fraction it does not have: 7 and 7.5.
+func shortNumber(_ value: Double) -> String {
+    value == value.rounded() && abs(value) < 1e15 ? String(Int64(value)) : String(value)
+}

@@ -1,0 +1,197 @@
+// What the serving side sees of a model: a request, a generation that is stepped, and the picture it ends in.
+// Serving is written against these declarations only, so that it is tested without a device.
+
+/// Storage type of weights and activations on the device; accumulation is always 32-bit float.
+public enum Precision: String, CaseIterable, Sendable {
+    case float32, float16, bfloat16
+}
+
+/// The samplers a request can name, spelt as in the configuration and the HTTP API.
+public enum Sampler: String, CaseIterable, Sendable {
+    case ddim
+}
+
+/// Which reference implementation's random numbers the initial noise reproduces.
+public enum NoiseSource: String, CaseIterable, Sendable {
+    /// `torch.randn` with a CPU generator (mt19937), as diffusers draws it.
+    case torch
+}
+
+/// The seed of a generation: any 64-bit integer, signed or unsigned, as `torch.manual_seed` takes it.
+///
+/// Negative values keep their two's complement bits, which is what PyTorch seeds its generator with.
+public struct Seed: Sendable, Hashable, CustomStringConvertible {
+    /// The 64 bits given to the random generator.
+    public let bits: UInt64
+    private let isNegative: Bool
+
+    /// A seed from a signed integer.
+    public init(_ value: Int64) {
+        bits = UInt64(bitPattern: value)
+        isNegative = value < 0
+    }
+
+    /// A seed from an unsigned integer.
+    public init(_ value: UInt64) {
+        bits = value
+        isNegative = false
+    }
+
+    /// The number as it was given, in decimal.
+    public var description: String {
+        isNegative ? String(Int64(bitPattern: bits)) : String(bits)
+    }
+
+    /// A seed nobody chose, in the range of 32 bits that every other program accepts.
+    public static func random() -> Seed {
+        Seed(UInt64(UInt32.random(in: .min ... .max)))
+    }
+}
+
+/// Everything that determines one picture.
+public struct GenerationRequest: Sendable, Equatable {
+    /// The largest guidance scale: far beyond any use, and small enough that latents stay within the range of half floats.
+    public static let maximumGuidanceScale = 10_000.0
+
+    /// What the picture should show.
+    ///
+    /// Any text; beyond the text encoder's limit it is cut and the cut is reported.
+    public var prompt: String
+    /// What the picture should not show; empty for none.
+    public var negativePrompt: String
+    /// Picture size in pixels; multiples of 8.
+    public var width: Int
+    /// Picture size in pixels; multiples of 8.
+    public var height: Int
+    /// Number of denoising steps, 1 to 1000.
+    public var steps: Int
+    /// Classifier-free guidance scale, at most `maximumGuidanceScale`; 1 or less runs the model without guidance, as
+    /// diffusers does.
+    public var guidanceScale: Double
+    /// Seed of the initial noise.
+    public var seed: Seed
+    /// The sampling algorithm.
+    public var sampler: Sampler
+
+    /// A request with every parameter given; the defaults of a service belong to its configuration.
+    public init(
+        prompt: String,
+        negativePrompt: String = "",
+        width: Int,
+        height: Int,
+        steps: Int,
+        guidanceScale: Double,
+        seed: Seed,
+        sampler: Sampler = .ddim
+    ) {
+        self.prompt = prompt
+        self.negativePrompt = negativePrompt
+        self.width = width
+        self.height = height
+        self.steps = steps
+        self.guidanceScale = guidanceScale
+        self.seed = seed
+        self.sampler = sampler
+    }
+}
+
+/// Why a generation could not be made; the message is fit for the person who asked.
+public enum GenerationError: Error, Sendable, Equatable, CustomStringConvertible {
+    /// A parameter is outside what this model or device can do.
+    case invalid(field: String, reason: String)
+    /// The device refused an allocation; `bytes` is what the request needed in that one allocation, nil when the driver
+    /// did not tell which it was.
+    case outOfDeviceMemory(bytes: Int?, reason: String)
+    /// The device or its driver failed.
+    case deviceFailed(reason: String)
+    /// The model computed infinities or what is no number.
+    case nonFinite(reason: String)
+
+    /// The reason in one sentence.
+    public var description: String {
+        switch self {
+        case .invalid(let field, let reason): "\(field): \(reason)"
+        case .outOfDeviceMemory(nil, let reason): "not enough device memory (\(reason))"
+        case .outOfDeviceMemory(let bytes?, let reason):
+            "not enough device memory: an allocation of \(bytes) bytes was refused (\(reason))"
+        case .deviceFailed(let reason): "the device failed: \(reason)"
+        case .nonFinite(let reason): "no picture came of it: \(reason)"
+        }
+    }
+}
+
+/// What a loaded model is, for defaults, limits, logs and `/health/ready`.
+public struct ModelDescription: Sendable, Equatable {
+    /// Folder or file name of the checkpoint, without its directory.
+    public var name: String
+    /// Picture width and height the model was trained for, in pixels.
+    public var nativeSize: Int
+    /// What the width and height of every picture are multiples of, in pixels: 8, or more where one latent is larger.
+    public var sizeMultiple: Int
+    /// Storage precision in use.
+    public var precision: Precision
+    /// Name of the OpenCL device that runs it.
+    public var deviceName: String
+
+    /// A description from its parts.
+    public init(name: String, nativeSize: Int, sizeMultiple: Int = 8, precision: Precision, deviceName: String) {
+        self.name = name
+        self.nativeSize = nativeSize
+        self.sizeMultiple = sizeMultiple
+        self.precision = precision
+        self.deviceName = deviceName
+    }
+}
+
+/// A finished picture and what is worth telling about it.
+public struct GeneratedImage: Sendable, Equatable {
+    /// Width in pixels.
+    public var width: Int
+    /// Height in pixels.
+    public var height: Int
+    /// Rows of RGB triples, 8 bits a channel, top row first, no padding: `width * height * 3` bytes.
+    public var pixels: [UInt8]
+    /// The end of the prompt that did not fit the text encoder, if any was cut.
+    public var truncatedPrompt: String?
+
+    /// A picture from its pixels.
+    public init(width: Int, height: Int, pixels: [UInt8], truncatedPrompt: String? = nil) {
+        self.width = width
+        self.height = height
+        self.pixels = pixels
+        self.truncatedPrompt = truncatedPrompt
+    }
+}
+
+/// A model ready to draw.
+///
+/// Implementations own a device and are used from one executor only, never concurrently.
+public protocol ImageGenerator: AnyObject {
+    /// What is loaded.
+    var model: ModelDescription { get }
+
+    /// Tokenises and encodes the prompt and draws the noise.
+    ///
+    /// - Throws: `GenerationError`.
+    func prepare(_ request: GenerationRequest) throws -> any Generation
+}
+
+/// One picture being made.
+///
+/// Stepped by the owner of the device, which may stop at any step and drop it.
+public protocol Generation: AnyObject {
+    /// Steps that `step()` has done.
+    var completedSteps: Int { get }
+    /// Steps after which `decode()` may be called.
+    var totalSteps: Int { get }
+
+    /// Denoises once and waits for the device. Blocking: call it off the cooperative pool.
+    ///
+    /// - Throws: `GenerationError`.
+    func step() throws
+
+    /// Decodes the latents into a picture. Blocking.
+    ///
+    /// - Throws: `GenerationError`.
+    func decode() throws -> GeneratedImage
+}

@@ -1,0 +1,97 @@
+// The text encoder of Stable Diffusion 1.x and 2.x (Radford et al. 2021), after transformers 5.23 models/clip/modeling_clip.py.
+
+internal import TensorOps
+
+/// Token ids to the hidden states that condition the UNet.
+struct CLIPTextModel {
+    private let device: TensorDevice
+    private let embeddings: EmbeddingWeights
+    private let layers: [CLIPEncoderLayer]
+    private let finalLayerNorm: LayerNorm
+
+    /// Reads the weights; names without the prefix `text_model.`, which `TensorNames` adds where a file has it.
+    init(_ loader: WeightLoader, _ configuration: CLIPTextModelConfiguration, on device: TensorDevice) throws {
+        self.device = device
+        let width = configuration.hiddenSize
+        let positions = try loader.floats(
+            "embeddings.position_embedding.weight",
+            [configuration.maxPositionEmbeddings, width]
+        )
+        embeddings = try loader.withSources(
+            [("embeddings.token_embedding.weight", [configuration.vocabSize, width])]
+        ) {
+            try EmbeddingWeights(table: $0[0], positions: positions, channels: width, on: device)
+        }
+        layers = try (0..<configuration.layers).map {
+            try CLIPEncoderLayer(loader.at("encoder.layers.\($0)"), configuration, on: device)
+        }
+        finalLayerNorm = try LayerNorm(
+            loader.at("final_layer_norm"),
+            width,
+            epsilon: configuration.layerNormEps,
+            on: device
+        )
+    }
+
+    /// The last hidden state after the final layer norm.
+    ///
+    /// - Parameter ids: B rows of T token ids.
+    /// - Returns: `[B, T, hiddenSize]`.
+    func callAsFunction(_ ids: [[Int32]]) throws -> Tensor {
+        var x = try device.embedding(ids, embeddings)
+        for layer in layers { x = try layer(x) }
+        return try finalLayerNorm(x)
+    }
+}
+
+/// One pre-norm transformer layer with causal self-attention.
+private struct CLIPEncoderLayer {
+    let layerNorm1: LayerNorm
+    let queryKeyValue: Linear
+    let outProj: Linear
+    let layerNorm2: LayerNorm
+    let fc1: Linear
+    let fc2: Linear
+    let heads: Int
+    let headSize: Int
+    let activation: ActivationFunction
+
+    init(_ loader: WeightLoader, _ configuration: CLIPTextModelConfiguration, on device: TensorDevice) throws {
+        let width = configuration.hiddenSize
+        heads = configuration.heads
+        headSize = width / heads
+        activation =
+            switch configuration.hiddenAct {
+            case .quickGELU: .quickGELU
+            case .gelu: .gelu
+            }
+        let epsilon = configuration.layerNormEps
+        layerNorm1 = try LayerNorm(loader.at("layer_norm1"), width, epsilon: epsilon, on: device)
+        queryKeyValue = try Linear(
+            loader.at("self_attn"),
+            names: ["q_proj", "k_proj", "v_proj"],
+            width,
+            width,
+            on: device
+        )
+        outProj = try Linear(loader.at("self_attn.out_proj"), width, width, on: device)
+        layerNorm2 = try LayerNorm(loader.at("layer_norm2"), width, epsilon: epsilon, on: device)
+        fc1 = try Linear(loader.at("mlp.fc1"), width, configuration.intermediateSize, on: device)
+        fc2 = try Linear(loader.at("mlp.fc2"), configuration.intermediateSize, width, on: device)
+    }
+
+    func callAsFunction(_ input: Tensor) throws -> Tensor {
+        let width = heads * headSize
+        let qkv = try queryKeyValue(layerNorm1(input))
+        let attended = try attention(
+            queries: Columns(qkv),
+            keys: Columns(qkv, offset: width),
+            values: Columns(qkv, offset: 2 * width),
+            heads: heads,
+            headSize: headSize,
+            isCausal: true
+        )
+        let x = try outProj(attended, residual: input)
+        return try fc2(fc1(layerNorm2(x), function: activation), residual: x)
+    }
+}

@@ -1,0 +1,104 @@
+// A checkpoint folder in diffusers' layout: which parts it has, and the configurations of those used here, checked
+// against each other. Everything a folder can get wrong in its JSON is found here, before any weight is read.
+
+internal import JSON
+
+/// What `model_index.json` says: the pipeline class and the class of each part.
+struct ModelIndex: Sendable, Equatable {
+    /// The pipeline's class, such as `StableDiffusionPipeline`.
+    let pipelineClass: String
+    /// Class names by the name of the part, without the parts that are absent.
+    let components: [String: String]
+
+    /// Pipelines whose parts are those of text to image.
+    private static let pipelines = [
+        "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipelineLegacy",
+        "StableDiffusionPipelineSafe", "StableDiffusionControlNetPipeline",
+    ]
+
+    /// The classes of the parts used here.
+    private static let classes = [
+        ("text_encoder", ["CLIPTextModel"]),
+        ("tokenizer", ["CLIPTokenizer", "CLIPTokenizerFast"]),
+        ("unet", ["UNet2DConditionModel"]),
+        ("vae", ["AutoencoderKL"]),
+    ]
+
+    /// Reads the index of a folder and checks that the parts used here are named and of a class known here.
+    init(file: ConfigurationFile) throws(ConfigurationFileError) {
+        guard let pipelineClass = file.value("_class_name")?.stringValue, Self.pipelines.contains(pipelineClass) else {
+            throw file.refusal("_class_name", allowed: "\"StableDiffusionPipeline\" (Stable Diffusion 1.x and 2.x)")
+        }
+        self.pipelineClass = pipelineClass
+        var components: [String: String] = [:]
+        for (name, allowed) in Self.classes {
+            let part = file.value(name)?.arrayValue
+            guard let part, part.count == 2, let className = part[1].stringValue, allowed.contains(className) else {
+                throw file.refusal(name, allowed: "a part of class \(allowed.joined(separator: " or "))")
+            }
+            components[name] = className
+        }
+        self.components = components
+    }
+}
+
+/// The configurations of all parts of a checkpoint folder.
+struct ModelConfiguration: Sendable, Equatable {
+    /// The folder.
+    let folder: String
+    /// Text encoder.
+    let textEncoder: CLIPTextModelConfiguration
+    /// Denoising network.
+    let unet: UNet2DConditionModelConfiguration
+    /// Autoencoder.
+    let vae: AutoencoderKLConfiguration
+    /// Noise schedule.
+    let scheduler: SchedulerConfiguration
+
+    /// What the width and height of a picture are multiples of: whole latents, and 8 as everywhere.
+    var sizeMultiple: Int { max(vae.scaleFactor, 8) }
+
+    /// Width and height in pixels of the pictures the model was trained for, rounded up to a size that can be asked for.
+    var nativeSize: Int { (unet.sampleSize * vae.scaleFactor + sizeMultiple - 1) / sizeMultiple * sizeMultiple }
+
+    /// Reads the folder's JSON files.
+    init(folder: String) throws(ConfigurationFileError) {
+        guard directoryExists(folder) else {
+            let found = regularFileExists(folder) ? "it is a file" : "there is no such folder"
+            throw ConfigurationFileError(
+                file: folder,
+                found: found,
+                allowed: "a model folder in diffusers' layout, with model_index.json"
+            )
+        }
+        self.folder = folder
+        _ = try ModelIndex(file: ConfigurationFile(path: folder + "/model_index.json"))
+        textEncoder = try CLIPTextModelConfiguration(
+            file: ConfigurationFile(path: folder + "/text_encoder/config.json", nested: "text_config")
+        )
+        let unetFile = try ConfigurationFile(path: folder + "/unet/config.json")
+        unet = try UNet2DConditionModelConfiguration(file: unetFile)
+        vae = try AutoencoderKLConfiguration(file: ConfigurationFile(path: folder + "/vae/config.json"))
+        scheduler = try SchedulerConfiguration(
+            file: ConfigurationFile(path: folder + "/scheduler/scheduler_config.json")
+        )
+
+        // The parts have to fit each other.
+        guard unet.crossAttentionDim == textEncoder.hiddenSize else {
+            throw unetFile.refusal(
+                "cross_attention_dim",
+                allowed: "the text encoder's hidden_size, \(textEncoder.hiddenSize)"
+            )
+        }
+        guard unet.inChannels == vae.latentChannels else {
+            throw unetFile.refusal(
+                "in_channels",
+                allowed: "the autoencoder's latent_channels, \(vae.latentChannels)"
+                    + " (models with more, for inpainting and the like, are not supported)"
+            )
+        }
+        guard unet.outChannels == vae.latentChannels else {
+            throw unetFile.refusal("out_channels", allowed: "the autoencoder's latent_channels, \(vae.latentChannels)")
+        }
+    }
+}

@@ -1,0 +1,61 @@
+// How a pipeline is set up: which checkpoint, which device, which precision. Filled from `config.yaml` or the command line.
+
+/// Which GEMM implementation multiplies matrices.
+public enum GEMMChoice: String, CaseIterable, Sendable {
+    /// Measured on the device at first start, per class of shapes.
+    case auto
+    /// CLBlast.
+    case clblast
+    /// The project's own kernels.
+    case builtin
+}
+
+/// Which OpenCL device runs the model.
+public struct DeviceOptions: Sendable, Equatable {
+    /// Part of a platform's name, without regard to case; nil chooses the best device of all platforms.
+    public var platform: String?
+    /// Index of the device within the chosen platform, or among all devices when no platform is named; nil chooses.
+    public var index: Int?
+    /// GEMM implementation.
+    public var gemm: GEMMChoice
+
+    /// Options from their parts.
+    public init(platform: String? = nil, index: Int? = nil, gemm: GEMMChoice = .auto) {
+        self.platform = platform
+        self.index = index
+        self.gemm = gemm
+    }
+}
+
+/// Everything needed to load a model onto a device.
+public struct PipelineOptions: Sendable, Equatable {
+    /// A diffusers folder.
+    public var modelPath: String
+    /// Storage precision of weights and activations.
+    public var precision: Precision
+    /// Device choice.
+    public var device: DeviceOptions
+    /// Whose random numbers the initial noise reproduces.
+    public var noise: NoiseSource
+    /// Directory of `.cl` files to use instead of the embedded ones, for work on kernels.
+    public var kernelsDirectory: String?
+    /// Directory for tuning results; nil keeps none.
+    public var cacheDirectory: String?
+
+    /// Options from their parts.
+    public init(
+        modelPath: String,
+        precision: Precision = .float16,
+        device: DeviceOptions = DeviceOptions(),
+        noise: NoiseSource = .torch,
+        kernelsDirectory: String? = nil,
+        cacheDirectory: String? = nil
+    ) {
+        self.modelPath = modelPath
+        self.precision = precision
+        self.device = device
+        self.noise = noise
+        self.kernelsDirectory = kernelsDirectory
+        self.cacheDirectory = cacheDirectory
+    }
+}

@@ -1,0 +1,233 @@
+// The pipeline: tokenise -> encode -> denoise step by step -> decode (diffusers' StableDiffusionPipeline with DDIM). A generation is a value
+// that is stepped from outside, so that progress, cancellation and sharing the device are the caller's business.
+
+public import Logging
+internal import TensorOps
+
+/// A checkpoint on a device, ready to draw.
+public final class StableDiffusionPipeline: ImageGenerator {
+    /// What is loaded.
+    public let model: ModelDescription
+    let device: TensorDevice
+    let tokenizer: CLIPTokenizer
+    let textEncoder: CLIPTextModel
+    let unet: UNet2DConditionModel
+    let vae: AutoencoderKL
+    private let configuration: ModelConfiguration
+    private let noise: NoiseSource
+    /// Picture size that the pool's buffers are for.
+    private var pooledSize: [Int] = []
+
+    /// Loads a model: the whole folder is checked before the device is opened, every tensor before it is uploaded.
+    ///
+    /// - Throws: `ConfigurationFileError`, `WeightsError`, `TokenizerError` for the checkpoint; errors of the device with what to do about
+    ///   them.
+    public init(_ options: PipelineOptions, logger: Logger) throws {
+        let clock = ContinuousClock()
+        let start = clock.now
+        let path = options.modelPath
+        configuration = try ModelConfiguration(folder: path)
+        tokenizer = try CLIPTokenizer(
+            directory: path + "/tokenizer",
+            textEncoder: configuration.textEncoder
+        )
+        let textEncoderFiles = try Checkpoint(directory: path + "/text_encoder")
+        let unetFiles = try Checkpoint(directory: path + "/unet")
+        let vaeFiles = try Checkpoint(directory: path + "/vae")
+
+        device = try TensorDevice(
+            platform: options.device.platform,
+            index: options.device.index,
+            precision: ElementType(options.precision),
+            kernelsDirectory: options.kernelsDirectory,
+            logger: logger
+        )
+        switch options.device.gemm {
+        case .auto: try device.chooseGEMM(cacheDirectory: options.cacheDirectory)
+        case .clblast: device.useGEMM(.clblast)
+        case .builtin: device.useGEMM(.builtin)
+        }
+        textEncoder = try CLIPTextModel(WeightLoader(textEncoderFiles), configuration.textEncoder, on: device)
+        unet = try UNet2DConditionModel(WeightLoader(unetFiles), configuration.unet, on: device)
+        vae = try AutoencoderKL(WeightLoader(vaeFiles), configuration.vae, on: device)
+        // Staging memory of the upload is of no further use.
+        try device.finish()
+        device.releaseUnusedMemory()
+
+        noise = options.noise
+        model = ModelDescription(
+            name: path.split(separator: "/").last.map(String.init) ?? path,
+            nativeSize: configuration.nativeSize,
+            sizeMultiple: configuration.sizeMultiple,
+            precision: options.precision,
+            deviceName: device.name
+        )
+        logger.info(
+            "model loaded",
+            metadata: [
+                "model": "\(model.name)", "precision": "\(model.precision.rawValue)", "device": "\(model.deviceName)",
+                "seconds": "\((clock.now - start) / .seconds(1))",
+            ]
+        )
+    }
+
+    /// Checks a request against the model and the device, tokenises and encodes its prompts and draws the noise.
+    ///
+    /// - Throws: `GenerationError`.
+    public func prepare(_ request: GenerationRequest) throws -> any Generation {
+        // Buffers of another size would only add up: what a daemon holds is to be bounded by its largest picture, not by
+        // how many sizes it has drawn.
+        let size = [request.width, request.height]
+        if size != pooledSize { device.releaseUnusedMemory() }
+        pooledSize = size
+        return try translatingDeviceErrors(releasing: device) {
+            try TextToImageGeneration(request, self)
+        }
+    }
+
+    /// Tokenises and encodes a request's prompts: `[B, T, hiddenSize]`, the negative prompt first when guidance is on.
+    func encode(_ request: GenerationRequest) throws -> (states: Tensor, truncatedPrompt: String?) {
+        let prompt = tokenizer.tokenize(request.prompt)
+        let prompts = request.usesGuidance ? [tokenizer.tokenize(request.negativePrompt), prompt] : [prompt]
+        return (try textEncoder(prompts.map { $0.ids.map(Int32.init) }), prompt.truncatedPrompt)
+    }
+
+    /// The initial latents `[1, H, W, C]`, float32.
+    func initialLatents(_ request: GenerationRequest, sigma: Double) throws -> Tensor {
+        let scale = configuration.vae.scaleFactor
+        let (height, width, channels) = (request.height / scale, request.width / scale, configuration.unet.inChannels)
+        let values = noise.latents(seed: request.seed, channels: channels, height: height, width: width)
+        return try device.tensor(
+            sigma == 1 ? values : values.map { $0 * Float(sigma) },
+            shape: [1, height, width, channels],
+            type: .float32
+        )
+    }
+
+    /// The sampler's steps for a request, after its size and steps have been checked.
+    func scheduler(_ request: GenerationRequest) throws -> any Scheduler {
+        let multiple = configuration.sizeMultiple
+        for (field, value) in [("width", request.width), ("height", request.height)]
+        where value < multiple || value % multiple != 0 {
+            throw GenerationError.invalid(field: field, reason: "\(value) is not a positive multiple of \(multiple)")
+        }
+        guard request.guidanceScale <= GenerationRequest.maximumGuidanceScale else {
+            throw GenerationError.invalid(
+                field: "scale",
+                reason: "\(request.guidanceScale) is more than \(GenerationRequest.maximumGuidanceScale)"
+            )
+        }
+        // Said now rather than after all the steps: decoding needs the largest allocation of a generation.
+        let bytes =
+            vae.largestActivation(width: request.width, height: request.height) * device.activationType.byteCount
+        if bytes > device.maxAllocationBytes {
+            throw GenerationError.outOfDeviceMemory(
+                bytes: bytes,
+                reason:
+                    "decoding \(request.width)x\(request.height) pixels takes a tensor of that size, the device's largest "
+                    + "single allocation is \(device.maxAllocationBytes) bytes: ask for a smaller picture"
+            )
+        }
+        return try request.sampler.scheduler(configuration: configuration.scheduler, steps: request.steps)
+    }
+}
+
+extension GenerationRequest {
+    /// Whether the model runs twice a step, as diffusers decides it.
+    var usesGuidance: Bool { guidanceScale > 1 }
+}
+
+extension ElementType {
+    /// The storage type of a precision.
+    init(_ precision: Precision) {
+        switch precision {
+        case .float32: self = .float32
+        case .float16: self = .float16
+        case .bfloat16: self = .bfloat16
+        }
+    }
+}
+
+/// One picture being made.
+final class TextToImageGeneration: Generation {
+    private let request: GenerationRequest
+    private let pipeline: StableDiffusionPipeline
+    private let scheduler: any Scheduler
+    private let context: CrossAttentionContext
+    private let truncatedPrompt: String?
+    /// `[1, H, W, C]`, float32.
+    private(set) var latents: Tensor
+    private(set) var completedSteps = 0
+
+    var totalSteps: Int { scheduler.steps.count }
+
+    init(_ request: GenerationRequest, _ pipeline: StableDiffusionPipeline) throws {
+        self.request = request
+        self.pipeline = pipeline
+        scheduler = try pipeline.scheduler(request)
+        let (states, truncatedPrompt) = try pipeline.encode(request)
+        self.truncatedPrompt = truncatedPrompt
+        context = try pipeline.unet.context(of: states)
+        latents = try pipeline.initialLatents(request, sigma: scheduler.initNoiseSigma)
+    }
+
+    func step() throws {
+        precondition(completedSteps < totalSteps, "step beyond the last")
+        try translatingDeviceErrors(releasing: pipeline.device) {
+            let step = scheduler.steps[completedSteps]
+            precondition(step.noise == 0, "DDIM without eta adds no noise")
+            let input = try latents.modelInput(scale: Float(step.modelInputScale), copies: request.usesGuidance ? 2 : 1)
+            let output = try pipeline.unet(input, timestep: step.timestep, context)
+            try latents.guidedStep(
+                output: output,
+                guidance: request.usesGuidance ? Float(request.guidanceScale) : nil,
+                sampleScale: Float(step.sample),
+                outputScale: Float(step.modelOutput)
+            )
+            try pipeline.device.finish()
+        }
+        completedSteps += 1
+    }
+
+    func decode() throws -> GeneratedImage {
+        precondition(completedSteps == totalSteps, "decode before the last step")
+        return try translatingDeviceErrors(releasing: pipeline.device) {
+            let picture = try pipeline.vae.decode(latents)
+            // As bytes it would be a black picture like any other.
+            guard try picture.floats().allSatisfy(\.isFinite) else {
+                throw GenerationError.nonFinite(
+                    reason: "the model's numbers overflow, in precision \(pipeline.model.precision.rawValue); "
+                        + "precision: float32 has the widest range, and weights that overflow there are damaged"
+                )
+            }
+            let pixels = try picture.rgb8()
+            return GeneratedImage(
+                width: request.width,
+                height: request.height,
+                pixels: pixels,
+                truncatedPrompt: truncatedPrompt
+            )
+        }
+    }
+}
+
+/// Runs `body` and turns failures of the device into errors for the person who asked.
+///
+/// After a failure unused memory goes back to the device, so that the next, smaller request finds it.
+private func translatingDeviceErrors<Result>(releasing device: TensorDevice, _ body: () throws -> Result) throws
+    -> Result
+{
+    do {
+        return try body()
+    } catch {
+        switch DeviceFailure(error) {
+        case .outOfMemory(let bytes, let reason):
+            device.releaseUnusedMemory()
+            throw GenerationError.outOfDeviceMemory(bytes: bytes, reason: reason)
+        case .failed(let reason):
+            device.releaseUnusedMemory()
+            throw GenerationError.deviceFailed(reason: reason)
+        case nil: throw error
+        }
+    }
+}

@@ -1,0 +1,91 @@
+// Finds the weight files of a component's directory: the plain name, the half-precision variant, or an index with
+// shards, in the order diffusers looks for them.
+
+internal import JSON
+
+/// The safetensors files that together hold the weights of a component.
+///
+/// - Throws: `WeightsError.noWeights` with what to do when there are none that can be read.
+func weightFiles(in directory: String) throws(WeightsError) -> [String] {
+    let bases = ["diffusion_pytorch_model", "model"]
+    // The variant's place within the name of an index differs between diffusers and transformers releases.
+    for variant in ["", ".fp16"] {
+        for base in bases {
+            let single = "\(directory)/\(base)\(variant).safetensors"
+            if regularFileExists(single) { return [single] }
+            var indexes = ["\(base)\(variant).safetensors.index.json"]
+            if !variant.isEmpty { indexes.append("\(base).safetensors.index\(variant).json") }
+            for index in indexes where regularFileExists("\(directory)/\(index)") {
+                return try shards(directory: directory, index: index)
+            }
+        }
+    }
+    throw .noWeights(directory: directory, reason: reasonForNoWeights(in: directory))
+}
+
+/// Files an index may name; more is no checkpoint.
+private let maximumShards = 1000
+
+private func shards(directory: String, index: String) throws(WeightsError) -> [String] {
+    let path = "\(directory)/\(index)"
+    let document: JSONValue
+    do {
+        document = try JSONValue(parsing: readFile(path, maximumBytes: 64 << 20))
+    } catch let error as JSONError {
+        throw .unreadable(file: path, reason: "the index is not valid JSON (\(error))")
+    } catch let error as FileReadingError {
+        throw .unreadable(file: path, reason: error.reason)
+    } catch {
+        throw .unreadable(file: path, reason: "\(error)")
+    }
+    guard let map = document["weight_map"]?.objectValue, !map.isEmpty else {
+        throw .unreadable(file: path, reason: "the index has no \"weight_map\"")
+    }
+    var names: Set<String> = []
+    for (tensor, value) in map {
+        guard let name = value.stringValue else {
+            throw .unreadable(file: path, reason: "the index names no file for \"\(tensor.prefix(200))\"")
+        }
+        // An index is downloaded: it may name files beside it, never a path that leads elsewhere.
+        guard name.hasSuffix(".safetensors"), !name.contains("/"), !name.contains("\\"), !name.utf8.contains(0) else {
+            throw .unreadable(
+                file: path,
+                reason: "the index names \"\(name.prefix(200))\", which is no safetensors file beside it"
+            )
+        }
+        names.insert(name)
+    }
+    guard names.count <= maximumShards else {
+        throw .unreadable(file: path, reason: "the index names \(names.count) files")
+    }
+    let missing = names.filter { !regularFileExists("\(directory)/\($0)") }.sorted()
+    guard missing.isEmpty else {
+        throw .noWeights(
+            directory: directory,
+            reason: "\(index) names \(missing.joined(separator: ", ")), not there; download it"
+        )
+    }
+    return names.sorted().map { "\(directory)/\($0)" }
+}
+
+private func reasonForNoWeights(in directory: String) -> String {
+    guard directoryExists(directory) else { return "there is no such directory" }
+    let names = directoryNames(directory)
+    // Hub downloads are links into a cache, which is easily left behind or emptied.
+    for name in ["diffusion_pytorch_model.safetensors", "model.safetensors"] where names.contains(name) {
+        return regularFileFault("\(directory)/\(name)").map { "\(name): \($0)" }
+            ?? "\(name) has just appeared; try again"
+    }
+    if let pickle = names.first(where: { $0.hasSuffix(".bin") || $0.hasSuffix(".ckpt") }) {
+        return """
+            only \(pickle), and pickle files are not supported yet; convert the model with diffusers: \
+            StableDiffusionPipeline.from_pretrained("OLD").save_pretrained("NEW", safe_serialization=True)
+            """
+    }
+    let others = names.filter { $0.hasSuffix(".safetensors") }
+    if !others.isEmpty {
+        return "found \(others.joined(separator: ", ")), but none with a name that diffusers reads, such as "
+            + "diffusion_pytorch_model.safetensors or model.safetensors"
+    }
+    return "there is no diffusion_pytorch_model.safetensors, model.safetensors or index of shards"
+}

@@ -1,0 +1,58 @@
+// A position within a checkpoint's names, so that model code reads its weights as a walk down the module tree:
+// `weights.at("down_blocks.0").at("resnets.1").floats("conv1.weight", [320, 320, 3, 3])`.
+
+/// Reads the tensors below one prefix of a checkpoint.
+///
+/// A value; safe to use from several threads.
+struct WeightLoader: Sendable {
+    /// Where the tensors come from.
+    let checkpoint: Checkpoint
+    /// What stands before every name, without the final dot; empty at the root.
+    let prefix: String
+
+    /// The root of a checkpoint.
+    init(_ checkpoint: Checkpoint) {
+        self.init(checkpoint: checkpoint, prefix: "")
+    }
+
+    private init(checkpoint: Checkpoint, prefix: String) {
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+    }
+
+    /// The loader of a child module, such as `attentions.0`.
+    func at(_ path: String) -> WeightLoader {
+        WeightLoader(checkpoint: checkpoint, prefix: name(path))
+    }
+
+    /// The full name of a tensor here.
+    func name(_ key: String) -> String {
+        prefix.isEmpty ? key : prefix + "." + key
+    }
+
+    /// Whether a tensor is there.
+    func contains(_ key: String) -> Bool {
+        checkpoint.contains(name(key))
+    }
+
+    /// A tensor as floats, in the order of the file.
+    ///
+    /// What is checked: `Checkpoint.withTensor(named:shape:body:)`.
+    func floats(_ key: String, _ shape: [Int]) throws -> [Float] {
+        try checkpoint.floats(named: name(key), shape: shape)
+    }
+
+    /// Writes a tensor as floats into memory of the caller's, of exactly its number of elements (traps otherwise).
+    func read(_ key: String, _ shape: [Int], into output: UnsafeMutableBufferPointer<Float>) throws {
+        try checkpoint.read(named: name(key), shape: shape, into: output)
+    }
+
+    /// Gives a tensor's stored bytes and their type to `body`.
+    func withTensor<Result>(
+        _ key: String,
+        _ shape: [Int],
+        body: (UnsafeRawBufferPointer, WeightType) throws -> Result
+    ) throws -> Result {
+        try checkpoint.withTensor(named: name(key), shape: shape, body: body)
+    }
+}

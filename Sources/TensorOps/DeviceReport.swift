@@ -1,0 +1,107 @@
+// Devices for the layers above, which know no OpenCL: opening the configured one, describing all, and what a failure means.
+
+internal import Foundation
+public import Logging
+internal import OpenCLRuntime
+
+/// What went wrong on a device, as far as the layers above can act on it.
+public enum DeviceFailure: Sendable, Equatable {
+    /// An allocation of `bytes` was refused; nil where a driver that allocates late refused to run a kernel instead.
+    case outOfMemory(bytes: Int?, reason: String)
+    /// Anything else a driver or its compiler reports.
+    case failed(reason: String)
+
+    /// The failure behind an error that operators threw; nil if the error does not come from the device.
+    public init?(_ error: any Error) {
+        switch error {
+        case let error as OpenCLError where error.status.isOutOfMemory:
+            self = .outOfMemory(bytes: error.requestedBytes, reason: error.description)
+        case let error as OpenCLError: self = .failed(reason: error.description)
+        case let error as KernelError: self = .failed(reason: error.description)
+        default: return nil
+        }
+    }
+}
+
+extension TensorDevice {
+    /// Opens the device that a configuration asks for.
+    ///
+    /// - Parameters:
+    ///   - platform: Part of a platform's name; nil for any.
+    ///   - index: Position within the platform, or among all devices; nil for the best.
+    ///   - precision: Storage of weights, and of activations where the device's kernels can.
+    /// - Throws: `DeviceSelectionError`, whose description says what was looked for and what to install; `OpenCLError`.
+    public convenience init(
+        platform: String?,
+        index: Int?,
+        precision: ElementType,
+        kernelsDirectory: String?,
+        logger: Logger
+    ) throws {
+        try self.init(
+            Device.choose(platform: platform, index: index),
+            precision: precision,
+            kernelsDirectory: kernelsDirectory,
+            logger: logger
+        )
+    }
+
+    /// Name of the device.
+    public var name: String { queue.device.name }
+
+    /// Blocks until everything enqueued has run.
+    public func finish() throws {
+        try queue.finish()
+    }
+
+    /// Gives memory that no tensor uses back to the device.
+    public func releaseUnusedMemory() {
+        pool.removeAll()
+    }
+
+    /// The largest single allocation in bytes.
+    public var maxAllocationBytes: Int { queue.device.maxAllocationBytes }
+
+    /// The most bytes of device memory that were allocated at once.
+    public var peakBytes: Int { queue.peakBytes }
+
+    /// Every platform and device, what each can do, and which one would be chosen and why, as text for a terminal.
+    ///
+    /// - Throws: `DeviceSelectionError` when there is no device, `OpenCLError`.
+    public static func describeDevices(platform: String? = nil, index: Int? = nil) throws -> String {
+        let chosen = try Device.choose(platform: platform, index: index)
+        var lines: [String] = []
+        for device in try Device.all() {
+            let tuning = KernelTuning.forDevice(device)
+            let half = device.extensions.contains("cl_khr_fp16") ? "storage and arithmetic" : "storage only"
+            let form =
+                tuning.family == .cpu
+                ? "register tiles of \(tuning.tileRows) x \(tuning.panelWidth), vectors of \(tuning.vectorWidth) floats"
+                : "local-memory tiles of 64 x \(tuning.panelWidth)"
+            lines += [
+                "\(device.globalIndex)  \(device.name)\(device.globalIndex == chosen.globalIndex ? "  <- chosen" : "")",
+                "   platform   \(device.platformName) (index \(device.platformIndex) in it)",
+                "   version    \(device.version), driver \(device.driverVersion)",
+                "   processor  \(device.kind.rawValue), \(device.computeUnits) compute units"
+                    + (device.maxClockMHz > 0 ? " at up to \(device.maxClockMHz) MHz" : ""),
+                "   memory     \(gibibytes(device.globalMemoryBytes)), largest allocation "
+                    + "\(gibibytes(device.maxAllocationBytes)), local \(device.localMemoryBytes / 1024) KiB",
+                "   precision  float32, float16 (\(half)), bfloat16 (storage only)",
+                "   kernels    \(tuning.family.rawValue) family: \(form)",
+                "",
+            ]
+        }
+        let reason =
+            if platform != nil || index != nil {
+                "the configuration names it (device.platform, device.index)"
+            } else {
+                "GPUs come before other accelerators, these before processors; among equals the one with most compute units"
+            }
+        lines.append("Device \(chosen.globalIndex) would be used: \(reason).")
+        return lines.joined(separator: "\n")
+    }
+
+    private static func gibibytes(_ bytes: Int) -> String {
+        String(format: "%.1f GiB", Double(bytes) / 1_073_741_824)
+    }
+}

@@ -1,0 +1,188 @@
+// Weights on their way to the device: uploaded as the checkpoint stores them, converted and packed by Kernels/packing.cl.
+
+internal import OpenCLRuntime
+
+/// A tensor of a checkpoint, in host memory, as it is stored.
+public struct WeightSource {
+    /// The elements, row-major, little-endian.
+    public let bytes: UnsafeRawBufferPointer
+    /// Their type.
+    public let type: ElementType
+    /// Output channels (the outermost extent).
+    public let outChannels: Int
+
+    /// A source; `bytes` must stay valid until the weights made of it are there.
+    public init(bytes: UnsafeRawBufferPointer, type: ElementType, outChannels: Int) {
+        self.bytes = bytes
+        self.type = type
+        self.outChannels = outChannels
+    }
+
+    var count: Int { bytes.count / type.byteCount }
+}
+
+/// Weights of a convolution or of a linear layer, in the form the device's kernels read.
+public final class ConvolutionWeights {
+    enum Form {
+        /// Panels for `convolution_*`.
+        case packed
+        /// Row-major `[outChannels, inChannels]` float32 for CLBlast.
+        case rowMajor
+    }
+
+    /// Input channels C.
+    public let inChannels: Int
+    /// Output channels O; with GEGLU the number of values, half of the checkpoint's rows.
+    public let outChannels: Int
+    /// Extent of the square kernel: 1 or 3.
+    public let kernelSize: Int
+    /// Whether the outputs are values and gates of a GEGLU.
+    public let isGEGLU: Bool
+    let form: Form
+    let weights: Buffer
+    let bias: Buffer
+
+    /// Uploads and packs weights.
+    ///
+    /// - Parameters:
+    ///   - sources: `[O, C, k, k]` (or `[O, C]`) tensors whose output channels are concatenated, such as query, key and value.
+    ///   - bias: Bias of the concatenated channels, float32; nil for none.
+    ///   - inChannels: C.
+    ///   - kernelSize: k, 1 or 3 (traps otherwise).
+    ///   - isGEGLU: One source whose first half are values, the second their gates.
+    ///   - isLinear: Whether CLBlast may compute it.
+    /// - Throws: `OpenCLError`, `KernelError`.
+    public init(
+        _ sources: [WeightSource],
+        bias: [Float]?,
+        inChannels: Int,
+        kernelSize: Int = 1,
+        isGEGLU: Bool = false,
+        isLinear: Bool = false,
+        on device: TensorDevice
+    ) throws {
+        precondition(kernelSize == 1 || kernelSize == 3, "kernel size \(kernelSize)")
+        let rows = sources.reduce(0) { $0 + $1.outChannels }
+        self.inChannels = inChannels
+        self.kernelSize = kernelSize
+        self.isGEGLU = isGEGLU
+        outChannels = isGEGLU ? rows / 2 : rows
+        let usesCLBlast = isLinear && device.gemmProvider(inChannels, rows) == .clblast
+        form = usesCLBlast ? .rowMajor : .packed
+
+        let panelWidth = device.tuning.panelWidth
+        let panels = usesCLBlast ? 0 : (rows + panelWidth - 1) / panelWidth
+        let paddedRows = usesCLBlast ? rows : panels * panelWidth
+        let taps = kernelSize * kernelSize
+        let elementBytes = usesCLBlast ? 4 : device.weightType.byteCount
+        weights = try Buffer(device.queue, byteCount: paddedRows * taps * inChannels * elementBytes)
+        self.bias = try Buffer(device.queue, byteCount: paddedRows * 4)
+
+        var firstRow = 0
+        for source in sources {
+            precondition(source.count == source.outChannels * inChannels * taps, "weight of \(source.count) elements")
+            if usesCLBlast {
+                try device.convert(source, into: weights, at: firstRow * inChannels)
+            } else {
+                try device.withUploaded(source) { staging in
+                    let kernel = try device.kernel("pack_weights", file: "packing.cl", arguments: 9)
+                    try kernel.enqueue(
+                        [
+                            .buffer(staging), .buffer(weights), .int(source.type.rawValue), .int(source.outChannels),
+                            .int(inChannels), .int(taps), .int(panelWidth), .int(firstRow), .int(isGEGLU ? 1 : 0),
+                        ],
+                        global: [panelWidth, inChannels, panels],
+                        local: [min(panelWidth, device.tuning.elementwiseWorkGroup), 1, 1]
+                    )
+                }
+            }
+            firstRow += source.outChannels
+        }
+
+        // The bias takes the order of the packed channels.
+        var packedBias = [Float](repeating: 0, count: paddedRows)
+        if let bias {
+            precondition(bias.count == rows, "bias of \(bias.count) elements for \(rows) channels")
+            for row in 0..<rows {
+                packedBias[isGEGLU && !usesCLBlast ? ConvolutionWeights.gegluRow(row, rows, panelWidth) : row] =
+                    bias[row]
+            }
+        }
+        try packedBias.withUnsafeBytes { try device.queue.write($0, to: self.bias) }
+    }
+
+    /// Where row `row` of a GEGLU's `rows` lands among the packed channels: each panel holds half values, half gates.
+    private static func gegluRow(_ row: Int, _ rows: Int, _ panelWidth: Int) -> Int {
+        let half = panelWidth / 2
+        let isGate = row >= rows / 2
+        let value = isGate ? row - rows / 2 : row
+        return value / half * panelWidth + value % half + (isGate ? half : 0)
+    }
+}
+
+/// Scale and shift of a normalisation, float32.
+public final class NormWeights {
+    /// C.
+    public let channels: Int
+    let gamma: Buffer
+    let beta: Buffer
+
+    /// Uploads scale and shift, one value a channel each (traps if the counts differ).
+    public init(gamma: [Float], beta: [Float], on device: TensorDevice) throws {
+        precondition(gamma.count == beta.count, "\(gamma.count) scales, \(beta.count) shifts")
+        channels = gamma.count
+        self.gamma = try Buffer(device.queue, byteCount: gamma.count * 4)
+        self.beta = try Buffer(device.queue, byteCount: beta.count * 4)
+        try gamma.withUnsafeBytes { try device.queue.write($0, to: self.gamma) }
+        try beta.withUnsafeBytes { try device.queue.write($0, to: self.beta) }
+    }
+}
+
+/// Token and position embeddings of the text encoder.
+public final class EmbeddingWeights {
+    /// Rows of the token table.
+    public let vocabularySize: Int
+    /// C.
+    public let channels: Int
+    let table: Buffer
+    let positions: Buffer
+
+    /// Uploads the token table `[vocabulary, C]` in the device's weight type and the positions `[T, C]` in float32.
+    public init(table: WeightSource, positions: [Float], channels: Int, on device: TensorDevice) throws {
+        vocabularySize = table.outChannels
+        self.channels = channels
+        self.table = try Buffer(device.queue, byteCount: table.count * device.weightType.byteCount)
+        self.positions = try Buffer(device.queue, byteCount: positions.count * 4)
+        try positions.withUnsafeBytes { try device.queue.write($0, to: self.positions) }
+        try device.withUploaded(table) { staging in
+            let kernel = try device.kernel("convert_weights", file: "packing.cl", arguments: 4)
+            try kernel.enqueue(
+                [.buffer(staging), .buffer(self.table), .int(table.type.rawValue), .ulong(table.count)],
+                global: [table.count],
+                local: [device.tuning.elementwiseWorkGroup]
+            )
+        }
+    }
+}
+
+extension TensorDevice {
+    /// Uploads a source as it is for the duration of `body`, which enqueues the kernel that reads it.
+    func withUploaded(_ source: WeightSource, _ body: (Buffer) throws -> Void) throws {
+        let staging = try pool.take(source.bytes.count)
+        defer { pool.give(staging) }
+        try queue.write(source.bytes, to: staging)
+        try body(staging)
+    }
+
+    /// Converts a source to float32 at an element offset of a buffer.
+    func convert(_ source: WeightSource, into buffer: Buffer, at offset: Int) throws {
+        try withUploaded(source) { staging in
+            let kernel = try kernel("unpack_float", file: "packing.cl", arguments: 5)
+            try kernel.enqueue(
+                [.buffer(staging), .buffer(buffer), .int(source.type.rawValue), .ulong(source.count), .ulong(offset)],
+                global: [source.count],
+                local: [tuning.elementwiseWorkGroup]
+            )
+        }
+    }
+}

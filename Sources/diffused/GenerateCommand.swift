@@ -1,0 +1,109 @@
+// `diffused generate`: one picture without HTTP.
+
+internal import ArgumentParser
+internal import Foundation
+internal import Serving
+internal import StableDiffusion
+
+/// Draws one picture into a file.
+struct GenerateCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "generate",
+        abstract: "Draws one picture into a PNG file and prints its path."
+    )
+
+    @OptionGroup var model: ModelOptions
+
+    @Option(help: "What the picture should show.")
+    var prompt: String
+
+    @Option(help: "What the picture should not show.")
+    var negativePrompt = ""
+
+    @Option(parsing: .unconditional, help: "Seed of the initial noise, any 64-bit integer. Default: a random one.")
+    var seed: SeedArgument?
+
+    @Option(help: "Denoising steps.")
+    var steps: Int?
+
+    @Option(parsing: .unconditional, help: "Guidance scale; 1 or less is no guidance.")
+    var scale: Double?
+
+    @Option(help: "Sampling algorithm.")
+    var sampler: Sampler?
+
+    @Option(help: "Width in pixels, a multiple of 8.")
+    var width: Int?
+
+    @Option(help: "Height in pixels, a multiple of 8.")
+    var height: Int?
+
+    @Option(help: "The file to write. Default: named after the prompt and the seed, without overwriting anything.")
+    var output: String?
+
+    func run() throws {
+        let configuration = try model.load()
+        // What is wrong with the arguments is said before a model is loaded.
+        let limits = configuration.limits
+        let width = try width.map { try configuration.checkedSide($0, option: "--width", limit: limits.width) }
+        let height = try height.map { try configuration.checkedSide($0, option: "--height", limit: limits.height) }
+        let steps = try configuration.checkedSteps(steps ?? configuration.sampling.steps)
+        let scale = scale ?? configuration.sampling.scale
+        let maximumScale = GenerationRequest.maximumGuidanceScale
+        guard scale.isFinite, scale <= maximumScale else {
+            throw UsageError(
+                description: "--scale: found \(scale), allowed is a number of at most \(Int(maximumScale))"
+            )
+        }
+
+        let logger = makeLogger(configuration)
+        let generator = try StableDiffusionPipeline(configuration.pipelineOptions, logger: logger)
+        let native = generator.model.nativeSize
+        let request = GenerationRequest(
+            prompt: prompt,
+            negativePrompt: negativePrompt,
+            width: width ?? configuration.image.width ?? native,
+            height: height ?? configuration.image.height ?? native,
+            steps: steps,
+            guidanceScale: scale,
+            seed: seed?.seed ?? .random(),
+            sampler: sampler ?? configuration.sampling.sampler
+        )
+
+        let generation = try generator.prepare(request)
+        let progress = ProgressBar(total: generation.totalSteps)
+        while generation.completedSteps < generation.totalSteps {
+            try generation.step()
+            progress.show(generation.completedSteps)
+        }
+        let image = try generation.decode()
+        progress.finish()
+
+        let png = try PNGEncoder.encode(
+            pixels: image.pixels,
+            width: image.width,
+            height: image.height,
+            text: (ParametersText.keyword, ParametersText.text(for: request, model: generator.model))
+        )
+        let path = output ?? Self.freePath(for: request)
+        try writeOutput(png, to: path)
+        if let cut = image.truncatedPrompt {
+            Diffused.write("note: the prompt is longer than the model reads; this was cut: \(cut)\n")
+        }
+        print(path)
+    }
+
+    /// A file name that says what the picture is, and that does not exist yet.
+    static func freePath(for request: GenerationRequest) -> String {
+        let words = request.prompt.lowercased().split { !($0.isASCII && ($0.isLetter || $0.isNumber)) }
+        let name = words.joined(separator: "-").prefix(48)
+        let stem = "\(name.isEmpty ? "picture" : String(name))-\(request.seed)"
+        var path = "\(stem).png"
+        var count = 1
+        while FileManager.default.fileExists(atPath: path) {
+            count += 1
+            path = "\(stem)-\(count).png"
+        }
+        return path
+    }
+}

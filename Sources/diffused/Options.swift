@@ -1,0 +1,87 @@
+// Arguments that several commands share, and how they meet the configuration.
+
+public import ArgumentParser
+internal import Logging
+internal import Serving
+public import StableDiffusion
+
+extension Precision: ExpressibleByArgument {}
+extension Sampler: ExpressibleByArgument {}
+
+/// A 64-bit seed, signed or unsigned.
+struct SeedArgument: ExpressibleByArgument {
+    let seed: Seed
+
+    init?(argument: String) {
+        if let value = UInt64(argument) {
+            seed = Seed(value)
+        } else if let value = Int64(argument) {
+            seed = Seed(value)
+        } else {
+            return nil
+        }
+    }
+}
+
+/// `--config`.
+struct ConfigurationOptions: ParsableArguments {
+    @Option(
+        help: "The configuration file. Default: config.yaml here, else /etc/diffused/config.yaml, else built-in values."
+    )
+    var config: String?
+
+    /// The configuration with the environment applied.
+    func load() throws -> Configuration {
+        try Configuration.load(file: config ?? Configuration.defaultFile())
+    }
+}
+
+/// `--config`, `--model` and `--precision`.
+struct ModelOptions: ParsableArguments {
+    @OptionGroup var configuration: ConfigurationOptions
+
+    @Option(help: "The checkpoint, a diffusers folder. Wins over the configuration.")
+    var model: String?
+
+    @Option(help: "Storage of weights and activations. Wins over the configuration.")
+    var precision: Precision?
+
+    /// The configuration with these arguments applied.
+    func load() throws -> Configuration {
+        var result = try configuration.load()
+        if let model { result.model.path = model }
+        if let precision { result.precision = precision }
+        return result
+    }
+}
+
+/// The program's logger.
+func makeLogger(_ configuration: Configuration) -> Logger {
+    let level = configuration.log.level
+    let style = StandardErrorLogHandler.style()
+    // Libraries make loggers of their own; they shall write the same way.
+    LoggingSystem.bootstrap { _ in StandardErrorLogHandler(level: level, style: style) }
+    return Logger(label: "diffused")
+}
+
+extension Configuration {
+    /// A picture side from the command line.
+    ///
+    /// - Throws: `UsageError` unless it is a multiple of 8 within the limit.
+    func checkedSide(_ value: Int, option: String, limit: Int) throws -> Int {
+        guard value >= 8, value <= limit, value.isMultiple(of: 8) else {
+            throw UsageError(description: "\(option): found \(value), allowed is a multiple of 8 from 8 to \(limit)")
+        }
+        return value
+    }
+
+    /// A number of steps from the command line.
+    ///
+    /// - Throws: `UsageError` unless it is within the limit.
+    func checkedSteps(_ value: Int) throws -> Int {
+        guard value >= 1, value <= limits.steps else {
+            throw UsageError(description: "--steps: found \(value), allowed is 1 to \(limits.steps)")
+        }
+        return value
+    }
+}

@@ -1,0 +1,143 @@
+// Buffers, the pool and transfers.
+
+import TestSupport
+import Testing
+
+@testable import OpenCLRuntime
+
+@DeviceActor
+private func makeQueue() throws -> CommandQueue {
+    try CommandQueue(device: testDevice.get(), logger: testLogger)
+}
+
+@DeviceActor
+private func bytes(of buffer: Buffer, _ queue: CommandQueue, count: Int) throws -> [UInt8] {
+    var values = [UInt8](repeating: 0, count: count)
+    try values.withUnsafeMutableBytes { try queue.read(buffer, into: $0) }
+    return values
+}
+
+@Suite(.requiresDevice)
+@DeviceActor
+struct BufferTests {
+    @Test(arguments: [0, 1, 16, 255, 65_537])
+    func roundTrip(_ count: Int) throws {
+        let queue = try makeQueue()
+        let buffer = try Buffer(queue, byteCount: count)
+        let values = (0..<count).map { UInt8(truncatingIfNeeded: $0 * 7) }
+        try values.withUnsafeBytes { try queue.write($0, to: buffer) }
+        #expect(try bytes(of: buffer, queue, count: count) == values)
+    }
+
+    @Test func writesAtAnOffset() throws {
+        let queue = try makeQueue()
+        let buffer = try Buffer(queue, byteCount: 16)
+        try [UInt8](repeating: 1, count: 16).withUnsafeBytes { try queue.write($0, to: buffer) }
+        try [UInt8](repeating: 9, count: 3).withUnsafeBytes { try queue.write($0, to: buffer, at: 12) }
+        #expect(try bytes(of: buffer, queue, count: 16) == [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 9, 9, 9, 1])
+    }
+
+    @Test func copiesRowsBetweenPitches() throws {
+        let queue = try makeQueue()
+        let source = try Buffer(queue, byteCount: 3 * 4)
+        let destination = try Buffer(queue, byteCount: 3 * 7)
+        try [UInt8](1...12).withUnsafeBytes { try queue.write($0, to: source) }
+        try [UInt8](repeating: 0, count: 21).withUnsafeBytes { try queue.write($0, to: destination) }
+        try queue.copyRows(
+            from: source,
+            to: destination,
+            destinationOffset: 2,
+            rowBytes: 4,
+            rows: 3,
+            sourcePitch: 4,
+            destinationPitch: 7
+        )
+        let expected: [UInt8] = [0, 0, 1, 2, 3, 4, 0, 0, 0, 5, 6, 7, 8, 0, 0, 0, 9, 10, 11, 12, 0]
+        #expect(try bytes(of: destination, queue, count: 21) == expected)
+    }
+
+    @Test func largerThanOneAllocationIsRefusedWithTheBytes() throws {
+        let queue = try makeQueue()
+        let size = queue.device.maxAllocationBytes + 1
+        let error = try #require(throws: OpenCLError.self) { try Buffer(queue, byteCount: size) }
+        #expect(error.requestedBytes == size)
+        #expect(error.status.isOutOfMemory)
+        #expect(error.description.contains("\(size) bytes") && error.description.contains("clCreateBuffer"))
+        #expect(queue.allocatedBytes == 0)
+    }
+
+    @Test func moreThanTheMemoryInAllIsRefusedWithTheBytes() throws {
+        let queue = try makeQueue()
+        queue.allocatedBytes = queue.device.globalMemoryBytes - 1000
+        let error = try #require(throws: OpenCLError.self) { try Buffer(queue, byteCount: 1001) }
+        #expect(error.requestedBytes == 1001)
+        #expect(error.status == .memoryObjectAllocationFailure)
+        #expect(throws: Never.self) { try Buffer(queue, byteCount: 1000) }
+    }
+
+    @Test func allocationsAreCounted() throws {
+        let queue = try makeQueue()
+        var first: Buffer? = try Buffer(queue, byteCount: 1000)
+        let second = try Buffer(queue, byteCount: 500)
+        #expect(queue.allocatedBytes == 1500)
+        #expect(first?.byteCount == 1000)
+        first = nil
+        #expect(queue.allocatedBytes == 500)
+        let third = try Buffer(queue, byteCount: 600)
+        #expect(queue.allocatedBytes == 1100 && queue.peakBytes == 1500)
+        withExtendedLifetime((second, third)) {}
+    }
+}
+
+@Suite(.requiresDevice)
+@DeviceActor
+struct BufferPoolTests {
+    @Test func returnedBufferComesBackForTheSameSizeClass() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue)
+        let buffer = try pool.take(100_000)
+        #expect(buffer.byteCount >= 100_000)
+        pool.give(buffer)
+        #expect(try pool.take(99_000) === buffer)
+        #expect(try pool.take(100_000) !== buffer, "it is in use")
+        pool.give(buffer)
+        #expect(try pool.take(30_000) !== buffer, "it would waste two thirds")
+    }
+
+    @Test func emptyingReleasesTheMemory() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue)
+        pool.give(try pool.take(1 << 20))
+        #expect(queue.allocatedBytes == 1 << 20)
+        pool.removeAll()
+        #expect(queue.allocatedBytes == 0)
+    }
+
+    /// Unused buffers must not be what makes an allocation fail.
+    @Test func unusedBuffersMakeRoom() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue)
+        pool.give(try pool.take(1 << 20))
+        let others = queue.device.globalMemoryBytes - (3 << 19)
+        queue.allocatedBytes += others
+        let large = try pool.take(5 << 18)
+        #expect(queue.allocatedBytes == others + large.byteCount)
+        #expect(throws: OpenCLError.self) { try pool.take(1 << 20) }
+    }
+
+    @Test(arguments: [0, 1, 255, 256, 257, 511, 2047, 2048, 2049, 1_000_003, 1 << 30, (1 << 30) + 1])
+    func sizeClassesWasteLittle(_ size: Int) {
+        let rounded = BufferPool.sizeClass(size)
+        #expect(rounded >= size)
+        #expect(rounded <= max(size + 256, size / 8 * 9 + 8))
+        #expect(BufferPool.sizeClass(rounded) == rounded, "a class is its own")
+    }
+
+    /// A tensor that the device can just hold is not refused because its class is larger.
+    @Test func classDoesNotExceedTheLargestAllocation() throws {
+        let queue = try makeQueue()
+        let size = queue.device.maxAllocationBytes + 1
+        let error = try #require(throws: OpenCLError.self) { try BufferPool(queue).take(size) }
+        #expect(error.requestedBytes == size)
+    }
+}

@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Compares pictures of diffused with those of diffusers: same weights, prompt, seed, steps and scale.
+
+    python3 -m venv .venv
+    .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy pillow
+    .venv/bin/python scripts/compare-with-diffusers.py [--model FOLDER] [--size 136x72] [--steps 4] [--platform NAME]...
+
+Without --model a random one of Stable Diffusion 1.5's size is made (2 GB, kept in the cache directory); its weights are scaled so that
+pictures use the whole 8-bit range, as a flat picture would hide every difference. Prints a line a platform and precision, and fails if
+the mean difference is beyond BOUNDS.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROMPT = "a red circle on a blue background"
+NEGATIVE_PROMPT = "blurry"
+
+# Largest mean difference of 8-bit pictures from diffusers' float32, in 1/255.
+BOUNDS = {"float32": 1.0, "float16": 3.0}
+
+
+def make_model(folder):
+    """Writes a random model with the configuration of Stable Diffusion 1.5, in float16."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    )
+    with torch.no_grad():
+        for part in (unet, vae):
+            for parameter in part.parameters():
+                if parameter.dim() >= 2:
+                    parameter.normal_(std=parameter[0].numel() ** -0.5)
+        vae.decoder.conv_out.weight.mul_(1.2)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(ROOT / "Models/demo/tokenizer"),
+        unet=unet,
+        scheduler=DDIMScheduler.from_pretrained(ROOT / "Models/demo/scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+
+
+def reference(model, width, height, steps, scale, seed):
+    """diffusers' picture on the CPU in float32: [height, width, 3] of 0 ... 255."""
+    pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, safety_checker=None)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE_PROMPT,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]
+    return np.asarray(picture).astype(int)
+
+
+def ours(binary, model, platform, precision, width, height, steps, scale, seed):
+    """diffused's picture of the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder, "config.yaml")
+        config.write_text(f"device: {{platform: {platform}}}\nlog: {{level: warning}}\n")
+        output = pathlib.Path(folder, "picture.png")
+        command = [binary, "generate", "--config", config, "--model", model, "--precision", precision]
+        command += ["--prompt", PROMPT, "--negative-prompt", NEGATIVE_PROMPT, "--output", output]
+        command += ["--width", width, "--height", height, "--steps", steps, "--scale", scale, "--seed", seed]
+        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+        return np.asarray(Image.open(output)).astype(int)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--binary", default=ROOT / ".build/release/diffused", help="the built daemon")
+    parser.add_argument("--model", help="a diffusers folder; default: a random one of Stable Diffusion 1.5's size")
+    parser.add_argument("--size", default="136x72", help="WIDTHxHEIGHT in pixels")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--scale", type=float, default=7.5)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--platform", action="append", help="part of an OpenCL platform's name; can be repeated")
+    arguments = parser.parse_args()
+
+    model = arguments.model
+    if model is None:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        model = cache / "diffused/random-sd15"
+        if not (model / "model_index.json").exists():
+            make_model(model)
+    width, height = (int(side) for side in arguments.size.split("x"))
+    request = (width, height, arguments.steps, arguments.scale, arguments.seed)
+
+    expected = reference(model, *request)
+    print(f"{model}, {width}x{height}, {arguments.steps} steps, scale {arguments.scale}, seed {arguments.seed}")
+    print(f"reference uses {expected.min()} ... {expected.max()}, standard deviation {expected.std():.1f}")
+    failed = False
+    for platform in arguments.platform or ["auto"]:
+        for precision in ("float32", "float16", "bfloat16"):
+            difference = abs(ours(arguments.binary, model, platform, precision, *request) - expected)
+            bound = BOUNDS.get(precision)
+            failed |= bound is not None and difference.mean() > bound
+            print(f"{platform:10} {precision:9} mean {difference.mean():.5f}  max {difference.max()}"
+                  + (f"  (bound {bound})" if bound else ""))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
