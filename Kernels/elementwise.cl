@@ -2,7 +2,7 @@
 // Called by Sources/TensorOps/Elementwise.swift
 
 // matmul_epilogue — what follows a CLBlast GEMM: y = f(x + bias) + residual, or the GEGLU of both halves of x.
-// Layout    x [rows, O] float (GEGLU: [rows, 2*O], values then gates); bias [O] float (GEGLU: [2*O]); residual, y [rows, O] activation_t
+// Layout    x [rows, O] float (GEGLU: [rows, 2*O], values then gates); bias [O] float (GEGLU: [2*O]); residual [rows, O] activation_t; y [rows, O] output_t
 // Mapping   global (O rounded up, rows)
 // Variants  -DFUNCTION=1 -DHAS_RESIDUAL=1 -DACTIVATION=1 | -DGEGLU=1 | -DACTIVATION=2
 #ifndef FUNCTION
@@ -15,7 +15,7 @@
 #define HAS_RESIDUAL 0
 #endif
 __kernel void matmul_epilogue(__global const float* restrict x, __global const float* restrict bias,
-                              __global const activation_t* restrict residual, __global activation_t* restrict y, const int O)
+                              __global const activation_t* restrict residual, __global output_t* restrict y, const int O)
 {
     const int o = (int)get_global_id(0);
     const size_t row = get_global_id(1);
@@ -24,22 +24,34 @@ __kernel void matmul_epilogue(__global const float* restrict x, __global const f
     if (GEGLU) value *= activate_scalar(FUNCTION_GELU, x[row * O * 2 + O + o] + bias[O + o]);
     value = activate_scalar(FUNCTION, value);
     if (HAS_RESIDUAL) value += LOAD_ACTIVATION(residual, row * O + o);
-    STORE_ACTIVATION(y, row * O + o, value);
+    STORE_OUTPUT(y, row * O + o, value);
 }
 
-// to_float — y = x as float; from_float — y = x as activation_t.
+// to_float — y = x as float; from_float — y = x in the storage type STORED.
 // Mapping   global (COUNT rounded up)
-// Variants  -DACTIVATION=1 | -DACTIVATION=2
-__kernel void to_float(__global const activation_t* restrict x, __global float* restrict y, const ulong COUNT)
+// Variants  -DSTORED=1 | -DSTORED=2
+#ifdef STORED
+typedef JOIN(STORED_, STORED) stored_t;
+
+__kernel void to_float(__global const stored_t* restrict x, __global float* restrict y, const ulong COUNT)
 {
     const size_t i = get_global_id(0);
-    if (i < COUNT) y[i] = LOAD_ACTIVATION(x, i);
+    if (i < COUNT) y[i] = JOIN(LOAD_, STORED)(x, i);
 }
 
-__kernel void from_float(__global const float* restrict x, __global activation_t* restrict y, const ulong COUNT)
+__kernel void from_float(__global const float* restrict x, __global stored_t* restrict y, const ulong COUNT)
 {
     const size_t i = get_global_id(0);
-    if (i < COUNT) STORE_ACTIVATION(y, i, x[i]);
+    if (i < COUNT) JOIN(STORE_, STORED)(y, i, x[i]);
+}
+#endif
+
+// dot_probe — y[i] = dot_bfloat16(y[i], a[i], b[i]): whether a processor and its compiler multiply pairs of bfloat16.
+// Mapping   global (1), local (1); VEC lanes
+// Variants  -DVEC=16
+__kernel void dot_probe(__global const uint* restrict a, __global const uint* restrict b, __global float* restrict y)
+{
+    vstorev(dot_bfloat16(vloadv(0, y), vloadv(0, a), vloadv(0, b)), 0, y);
 }
 
 // model_input — the latents, scaled, once for each of COPIES pictures of the batch (twice with classifier-free guidance).

@@ -3,7 +3,7 @@
 // y = (x - mean) * rsqrt(variance + EPSILON) * gamma[c] + beta[c]      (Wu & He 2018; Ba et al. 2016; torch.nn.GroupNorm, LayerNorm)
 //
 // Letters   N pictures, S = H*W pixels, C channels, GROUPS groups; a group is C/GROUPS neighbouring channels over all pixels
-// Layout    x, y [N, S, C] (layer norm: [rows, C]); gamma, beta [C] float
+// Layout    x [N, S, C] activation_t (layer norm: [rows, C]); y the same in operand_t; gamma, beta [C] float
 // Variance  is the mean of squared differences from the mean, never E[x^2] - mean^2, which cancels.
 // Called by Sources/TensorOps/Normalization.swift
 
@@ -13,7 +13,7 @@
 
 #define GROUP_NORM_ARGUMENTS                                                                                 \
     __global const activation_t* restrict x, __global const float* restrict gamma,                           \
-        __global const float* restrict beta, __global activation_t* restrict y, const int S, const int C,    \
+        __global const float* restrict beta, __global operand_t* restrict y, const int S, const int C,    \
         const int GROUPS, const float EPSILON
 
 // group_norm_plain — one work-item a group: three passes.
@@ -43,7 +43,7 @@ __kernel void group_norm_plain(GROUP_NORM_ARGUMENTS)
         for (int c = 0; c < width; c++) {
             const size_t i = first + (size_t)s * C + c;
             const float value = (LOAD_ACTIVATION(x, i) - mean) * scale * gamma[group * width + c] + beta[group * width + c];
-            STORE_ACTIVATION(y, i, activate_scalar(FUNCTION, value));
+            STORE_OPERAND(y, i, activate_scalar(FUNCTION, value));
         }
 }
 
@@ -51,7 +51,7 @@ __kernel void group_norm_plain(GROUP_NORM_ARGUMENTS)
 // Mapping   global (rows)
 // Variants  -DACTIVATION=0 | -DACTIVATION=1 | -DACTIVATION=2
 __kernel void layer_norm_plain(__global const activation_t* restrict x, __global const float* restrict gamma,
-                               __global const float* restrict beta, __global activation_t* restrict y, const int C,
+                               __global const float* restrict beta, __global operand_t* restrict y, const int C,
                                const float EPSILON)
 {
     const size_t first = get_global_id(0) * C;
@@ -64,7 +64,7 @@ __kernel void layer_norm_plain(__global const activation_t* restrict x, __global
     }
     const float scale = 1.0f / sqrt(variance / C + EPSILON);
     for (int c = 0; c < C; c++)
-        STORE_ACTIVATION(y, first + c, (LOAD_ACTIVATION(x, first + c) - mean) * scale * gamma[c] + beta[c]);
+        STORE_OPERAND(y, first + c, (LOAD_ACTIVATION(x, first + c) - mean) * scale * gamma[c] + beta[c]);
 }
 
 #if defined(CHUNK) && ACTIVATION == 0
@@ -145,10 +145,10 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void group_norm_combine_
 
 // group_norm_apply_cpu — y = f((x - mean) * scale + beta), CHUNK pixels a work-item.
 // Mapping   global (chunks, N), local (1, 1)
-// Variants  -DVEC=16 -DCHUNK=64 -DFUNCTION=1 | -DVEC=8 -DCHUNK=64
+// Variants  -DVEC=16 -DCHUNK=64 -DFUNCTION=1 | -DVEC=8 -DCHUNK=64 | -DVEC=16 -DCHUNK=64 -DFUNCTION=1 -DOPERAND=2
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void group_norm_apply_cpu(
     __global const float* restrict x, __global const float* restrict affine, __global const float* restrict beta,
-    __global float* restrict y, const int S, const int C)
+    __global operand_t* restrict y, const int S, const int C)
 {
     const size_t n = get_global_id(1);
     const int s0 = (int)get_global_id(0) * CHUNK;
@@ -158,10 +158,11 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void group_norm_apply_cp
         const size_t row = (n * S + s) * C;
         int c = 0;
         for (; c + VEC <= C; c += VEC)
-            vstorev(activate_vector(FUNCTION, fma(vloadv(0, x + row + c) - vloadv(0, mean + c), vloadv(0, scale + c),
-                                                  vloadv(0, beta + c))),
-                    0, y + row + c);
-        for (; c < C; c++) y[row + c] = activate_scalar(FUNCTION, fma(x[row + c] - mean[c], scale[c], beta[c]));
+            STORE_OPERAND_VECTOR(activate_vector(FUNCTION, fma(vloadv(0, x + row + c) - vloadv(0, mean + c),
+                                                               vloadv(0, scale + c), vloadv(0, beta + c))),
+                                 0, y + row + c);
+        for (; c < C; c++)
+            STORE_OPERAND(y, row + c, activate_scalar(FUNCTION, fma(x[row + c] - mean[c], scale[c], beta[c])));
     }
 }
 
@@ -170,12 +171,12 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void group_norm_apply_cp
 // Variants  -DVEC=16 -DCHUNK=64
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void layer_norm_cpu(
     __global const float* restrict x, __global const float* restrict gamma, __global const float* restrict beta,
-    __global float* restrict y, const int ROWS_TOTAL, const int C, const float EPSILON)
+    __global operand_t* restrict y, const int ROWS_TOTAL, const int C, const float EPSILON)
 {
     const int first = (int)get_global_id(0) * CHUNK;
     for (int r = first; r < min(first + CHUNK, ROWS_TOTAL); r++) {
         __global const float* row = x + (size_t)r * C;
-        __global float* out = y + (size_t)r * C;
+        __global operand_t* out = y + (size_t)r * C;
         const int whole = C / VEC * VEC;
         float lanes[VEC];
         floatv partial = 0.0f;
@@ -195,8 +196,9 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void layer_norm_cpu(
         for (int c = whole; c < C; c++) variance += (row[c] - mean) * (row[c] - mean);
         const float scale = 1.0f / sqrt(variance / C + EPSILON);
         for (int c = 0; c < whole; c += VEC)
-            vstorev(fma((vloadv(0, row + c) - mean) * scale, vloadv(0, gamma + c), vloadv(0, beta + c)), 0, out + c);
-        for (int c = whole; c < C; c++) out[c] = (row[c] - mean) * scale * gamma[c] + beta[c];
+            STORE_OPERAND_VECTOR(fma((vloadv(0, row + c) - mean) * scale, vloadv(0, gamma + c), vloadv(0, beta + c)), 0,
+                                 out + c);
+        for (int c = whole; c < C; c++) STORE_OPERAND(out, c, (row[c] - mean) * scale * gamma[c] + beta[c]);
     }
 }
 
@@ -240,7 +242,7 @@ __kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_gpu(GRO
     for (size_t i = get_local_id(0); i < count; i += WG) {
         const size_t at = first + i / width * C + i % width;
         const int c = group * width + (int)(i % width);
-        STORE_ACTIVATION(y, at, activate_scalar(FUNCTION, (LOAD_ACTIVATION(x, at) - mean) * scale * gamma[c] + beta[c]));
+        STORE_OPERAND(y, at, activate_scalar(FUNCTION, (LOAD_ACTIVATION(x, at) - mean) * scale * gamma[c] + beta[c]));
     }
 }
 
@@ -263,7 +265,7 @@ __kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void layer_norm_gpu(
     }
     const float scale = 1.0f / sqrt(work_group_sum(partial, scratch) / C + EPSILON);
     for (int c = (int)get_local_id(0); c < C; c += WG)
-        STORE_ACTIVATION(y, first + c, (LOAD_ACTIVATION(x, first + c) - mean) * scale * gamma[c] + beta[c]);
+        STORE_OPERAND(y, first + c, (LOAD_ACTIVATION(x, first + c) - mean) * scale * gamma[c] + beta[c]);
 }
 
 #endif

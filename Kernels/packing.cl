@@ -13,11 +13,15 @@ inline float load_source(__global const uchar* source, size_t i, int type)
     return bfloat16_to_float(((__global const ushort*)source)[i]);
 }
 
-// pack_weights — w[panel][tap][c][lane] from source[o][c][tap], P lanes a panel; lanes beyond the last channel become zero.
+// pack_weights — w[panel][tap][c][lane] from source[o][c][tap], P lanes a panel; lanes beyond the last channel become zero. With
+// PAIRED, w[panel][tap][c / 2][lane][c % 2]: two neighbouring channels of one lane together.
 // The source's channel 0 becomes packed channel `first`, so that several tensors (query, key, value) make one weight.
 // With GEGLU the source's first O/2 channels are values and the rest their gates; a panel takes P/2 of each.
 // Mapping   global (P, C, panels)
-// Variants  -DWEIGHT=0 | -DWEIGHT=1 | -DWEIGHT=2
+// Variants  -DWEIGHT=0 | -DWEIGHT=1 | -DWEIGHT=2 | -DWEIGHT=2 -DPAIRED=1
+#ifndef PAIRED
+#define PAIRED 0
+#endif
 __kernel void pack_weights(__global const uchar* restrict source, __global weight_t* restrict w, const int TYPE,
                            const int O, const int C, const int TAPS, const int P, const int first, const int geglu)
 {
@@ -33,7 +37,8 @@ __kernel void pack_weights(__global const uchar* restrict source, __global weigh
     if (o < 0) return;
     for (int tap = 0; tap < TAPS; tap++) {
         const float value = o < limit ? load_source(source, ((size_t)o * C + c) * TAPS + tap, TYPE) : 0.0f;
-        STORE_WEIGHT(w, (((size_t)panel * TAPS + tap) * C + c) * P + lane, value);
+        const int at = PAIRED ? (c & ~1) * P + 2 * lane + (c & 1) : c * P + lane;
+        STORE_WEIGHT(w, ((size_t)panel * TAPS + tap) * C * P + at, value);
     }
 }
 

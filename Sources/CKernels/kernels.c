@@ -27,6 +27,9 @@ static const char normalization[] = {
 static const char packing[] = {
 #embed "../../Kernels/packing.cl" suffix(, 0)
 };
+static const char winograd[] = {
+#embed "../../Kernels/winograd.cl" suffix(, 0)
+};
 
 static const struct diffused_kernel_file files[] = {
     {"attention.cl", attention},
@@ -37,6 +40,7 @@ static const struct diffused_kernel_file files[] = {
     {"image_conversion.cl", image_conversion},
     {"normalization.cl", normalization},
     {"packing.cl", packing},
+    {"winograd.cl", winograd},
 };
 
 size_t diffused_kernel_file_count(void) { return sizeof files / sizeof files[0]; }

@@ -87,6 +87,9 @@ public struct Device: @unchecked Sendable {
         maxWorkItemSizes = sizes
     }
 
+    /// Whether this is the processor the program runs on and it multiplies pairs of bfloat16 (AVX512-BF16).
+    public var hasBFloat16DotProduct: Bool { kind == .cpu && diffused_has_avx512_bf16() != 0 }
+
     /// Every device of every platform, in the loader's order; empty when no OpenCL driver is installed.
     public static func all() throws(OpenCLError) -> [Device] {
         var platformCount: cl_uint = 0

@@ -20,11 +20,11 @@ public struct Columns {
 /// y = softmax(q kᵀ / √headSize) v for every head.
 ///
 /// - Parameters:
-///   - queries: `[B, T, heads * headSize]`, activation type.
-///   - keys: `[B, S, heads * headSize]`, activation type.
+///   - queries: `[B, T, heads * headSize]`, operand type.
+///   - keys: `[B, S, heads * headSize]`, operand type.
 ///   - values: The shape of keys.
 ///   - isCausal: Whether token t sees tokens 0 ... t only.
-/// - Returns: `[B, T, heads * headSize]`, activation type, allocated.
+/// - Returns: `[B, T, heads * headSize]`, operand type, allocated.
 /// - Throws: `OpenCLError`, `KernelError`.
 public func attention(
     queries: Columns,
@@ -40,9 +40,9 @@ public func attention(
     precondition(values.tensor.shape[1] == keyCount, "\(keyCount) keys, \(values.tensor.shape[1]) values")
     for part in [queries, keys, values] {
         precondition(part.offset + heads * headSize <= part.tensor.channels, "columns beyond \(part.tensor.shape)")
-        precondition(part.tensor.elementType == device.activationType, "attention of \(part.tensor.elementType)")
+        precondition(part.tensor.elementType == device.operandType, "attention of \(part.tensor.elementType)")
     }
-    let y = try Tensor([batch, tokens, heads * headSize], on: device)
+    let y = try Tensor([batch, tokens, heads * headSize], device.operandType, on: device)
     let sizes: [KernelArgument] = [
         .int(tokens), .int(keyCount), .int(heads), .int(headSize), .float(1 / Float(headSize).squareRoot()),
         .int(isCausal ? 1 : 0),
@@ -51,12 +51,20 @@ public func attention(
     let tile = tuning.attentionTile(headSize: headSize)
     switch (tuning.family, tile) {
     case (.cpu, _) where headSize <= tuning.maxHeadSize:
-        let blockKeys = tuning.attentionKeys
-        let macros = ["ROWS": tuning.tileRows, "KEYS": blockKeys, "MAX_D": tuning.maxHeadSize]
-        let paddedKeys = (keyCount + blockKeys - 1) / blockKeys * blockKeys
+        // Pairs are of neighbouring dimensions, so every head has to begin with a whole one.
+        let isPaired = device.operandType == .bfloat16 && headSize % 2 == 0
+            && [queries, keys, values].allSatisfy { $0.offset % 2 == 0 && $0.tensor.channels % 2 == 0 }
+        let macros = [
+            "ROWS": tuning.tileRows, "KEYS": tuning.attentionKeys, "MAX_D": tuning.maxHeadSize,
+            "TILES": tuning.attentionTiles, "PAIRED": isPaired ? 1 : 0,
+        ]
+        let queryTile = tuning.tileRows * tuning.attentionTiles
+        let span = 2 * tuning.vectorWidth
+        let paddedKeys = (keyCount + span - 1) / span * span
         let paddedSize = (headSize + tuning.vectorWidth - 1) / tuning.vectorWidth * tuning.vectorWidth
-        let packedKeys = try Tensor([batch, heads, paddedKeys, headSize], on: device)
-        let packedValues = try Tensor([batch, heads, paddedKeys, paddedSize], on: device)
+        let packedType: ElementType = isPaired ? .bfloat16 : .float32
+        let packedKeys = try Tensor([batch, heads, paddedKeys, headSize], packedType, on: device)
+        let packedValues = try Tensor([batch, heads, paddedKeys, paddedSize], packedType, on: device)
         try device.kernel("attention_pack", file: "attention.cl", macros: macros, arguments: 11).enqueue(
             keys.arguments + values.arguments + [
                 .buffer(packedKeys.buffer), .buffer(packedValues.buffer), .int(keyCount), .int(heads), .int(headSize),
@@ -66,7 +74,7 @@ public func attention(
         )
         try device.kernel("attention_cpu", file: "attention.cl", macros: macros, arguments: 12).enqueue(
             queries.arguments + [.buffer(packedKeys.buffer), .buffer(packedValues.buffer), .buffer(y.buffer)] + sizes,
-            global: [(tokens + tuning.tileRows - 1) / tuning.tileRows, heads, batch],
+            global: [(tokens + queryTile - 1) / queryTile, heads, batch],
             local: [1, 1, 1]
         )
     case (.gpu, let tile?):

@@ -23,7 +23,7 @@ extension Tensor {
     ///   - stride: 1 or 2; H' = ceil(H / stride).
     ///   - size: Height and width the input is first enlarged to, nearest neighbour.
     ///   - function: f.
-    ///   - channelBias: `[N, O]`, added before f.
+    ///   - channelBias: `[N, O]`, activation type, added before f.
     ///   - residual: The shape of the result, added after f.
     /// - Throws: `OpenCLError`, `KernelError`.
     public func convolution(
@@ -55,15 +55,17 @@ extension Tensor {
 
     /// y = f(x wᵀ + bias) + residual over the innermost extent.
     ///
-    /// `[..., C]` to `[..., O]`, activation type, allocated.
+    /// `[..., C]` to `[..., O]`, allocated.
+    /// - Parameter type: Storage of the result, activation or operand type; nil is the activation type.
     /// - Throws: `OpenCLError`, `KernelError`.
     public func linear(
         _ weights: ConvolutionWeights,
         function: ActivationFunction = .none,
-        residual: Tensor? = nil
+        residual: Tensor? = nil,
+        as type: ElementType? = nil
     ) throws -> Tensor {
         precondition(weights.kernelSize == 1, "linear layer with a \(weights.kernelSize)x\(weights.kernelSize) kernel")
-        let y = try Tensor(shape.dropLast() + [weights.outChannels], on: device)
+        let y = try Tensor(shape.dropLast() + [weights.outChannels], type, on: device)
         switch weights.form {
         case .rowMajor:
             try enqueueCLBlast(weights, into: y, function: function, residual: residual)
@@ -95,21 +97,37 @@ extension Tensor {
             channels == weights.inChannels,
             "convolution of \(shape) with \(weights.inChannels) input channels"
         )
-        precondition(elementType == device.activationType, "convolution of \(elementType)")
         precondition(residual.map { $0.count == y.count } ?? true, "residual \(residual?.shape ?? []) for \(y.shape)")
         precondition(
             channelBias.map { $0.count == shape[0] * weights.outChannels } ?? true,
             "channel bias \(channelBias?.shape ?? []) for \(y.shape)"
         )
+        for added in [channelBias, residual].compactMap({ $0 }) {
+            precondition(added.elementType == device.activationType, "\(added.elementType) added to a convolution")
+        }
+        let x = try converted(to: device.operandType)
         let tuning = device.tuning
         let outputRows = y.rows
         let panels = ((weights.isGEGLU ? 2 : 1) * weights.outChannels + tuning.panelWidth - 1) / tuning.panelWidth
         var macros = [
-            "KERNEL": weights.kernelSize, "PANEL": tuning.panelWidth, "FUNCTION": function.rawValue,
-            "GEGLU": weights.isGEGLU ? 1 : 0, "HAS_CHANNEL_BIAS": channelBias == nil ? 0 : 1,
-            "HAS_RESIDUAL": residual == nil ? 0 : 1,
+            "PANEL": tuning.panelWidth, "FUNCTION": function.rawValue,
+            "HAS_CHANNEL_BIAS": channelBias == nil ? 0 : 1, "HAS_RESIDUAL": residual == nil ? 0 : 1,
             "UPSAMPLE": walked.height == shape[1] && walked.width == shape[2] ? 0 : 1,
+            "PAIRED": weights.isPaired ? 1 : 0,
         ]
+        if y.elementType != device.activationType { macros["OUTPUT"] = y.elementType.rawValue }
+        if device.usesWinograd(weights, stride: stride, batch: shape[0], walked: walked) {
+            return try x.enqueueWinograd(
+                weights,
+                into: y,
+                walked: walked,
+                macros: macros,
+                channelBias: channelBias,
+                residual: residual
+            )
+        }
+        macros["KERNEL"] = weights.kernelSize
+        macros["GEGLU"] = weights.isGEGLU ? 1 : 0
         let global: [Int]
         let local: [Int]
         switch tuning.family {
@@ -134,7 +152,7 @@ extension Tensor {
         let zeros = try device.zeros(channels)
         try kernel.enqueue(
             [
-                .buffer(buffer), .buffer(weights.weights), .buffer(weights.bias),
+                .buffer(x.buffer), .buffer(weights.weights), .buffer(weights.bias),
                 .buffer(channelBias?.buffer ?? zeros), .buffer(residual?.buffer ?? zeros), .buffer(zeros),
                 .buffer(y.buffer),
                 .int(shape[0]), .int(shape[1]), .int(shape[2]), .int(channels), .int(y.shape[1]), .int(y.shape[2]),
@@ -160,15 +178,11 @@ extension Tensor {
         let x = try converted(to: .float32)
         let product = try Tensor([rows, columns], .float32, on: device)
         try device.queue.sgemm(x: x.buffer, w: weights.weights, y: product.buffer, m: rows, n: columns, k: channels)
-        let kernel = try device.kernel(
-            "matmul_epilogue",
-            file: "elementwise.cl",
-            macros: [
-                "FUNCTION": function.rawValue, "GEGLU": weights.isGEGLU ? 1 : 0,
-                "HAS_RESIDUAL": residual == nil ? 0 : 1,
-            ],
-            arguments: 5
-        )
+        var macros = [
+            "FUNCTION": function.rawValue, "GEGLU": weights.isGEGLU ? 1 : 0, "HAS_RESIDUAL": residual == nil ? 0 : 1,
+        ]
+        if y.elementType != device.activationType { macros["OUTPUT"] = y.elementType.rawValue }
+        let kernel = try device.kernel("matmul_epilogue", file: "elementwise.cl", macros: macros, arguments: 5)
         try kernel.enqueue(
             [
                 .buffer(product.buffer), .buffer(weights.bias), .buffer(residual?.buffer ?? product.buffer),

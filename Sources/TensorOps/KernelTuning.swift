@@ -24,6 +24,8 @@ public struct KernelTuning: Sendable, Equatable {
     public var panelWidth: Int
     /// KEYS: keys in a block of attention (CPU family).
     public var attentionKeys: Int
+    /// TILES: register tiles of queries that share a block of keys in the cache (CPU family).
+    public var attentionTiles: Int
     /// MAX_D: largest head the CPU attention holds in private memory; larger ones take the plain kernel.
     public var maxHeadSize: Int
     /// CHUNK: pixels or rows of a normalisation work-item (CPU family).
@@ -34,6 +36,12 @@ public struct KernelTuning: Sendable, Equatable {
     public var elementwiseWorkGroup: Int
     /// Local memory a work-group may take, in bytes (GPU family).
     public var localMemoryBytes: Int
+    /// Output tiles of 4 x 4 pixels from which on 3x3 convolutions take Winograd's way; nil for never (CPU family).
+    ///
+    /// Below it the transformed weights, four times as large, cost more than the multiplications they save.
+    public var winogradTiles: Int?
+    /// Memory of a strip of transformed tiles, in bytes: it is to stay in the last-level cache.
+    public var winogradStripBytes: Int
 
     /// The tuning for a device, in the family that suits its kind or in a given one.
     ///
@@ -61,11 +69,14 @@ public struct KernelTuning: Sendable, Equatable {
             tileRows: width == 16 ? 12 : width == 8 ? 6 : 4,
             panelWidth: panelWidth,
             attentionKeys: 128,
+            attentionTiles: 4,
             maxHeadSize: 512,
             normChunk: 64,
             normWorkGroup: min(256, 1 << (Int.bitWidth - 1 - max(device.maxWorkGroupSize, 1).leadingZeroBitCount)),
             elementwiseWorkGroup: min(64, max(device.maxWorkGroupSize, 1)),
-            localMemoryBytes: device.localMemoryBytes
+            localMemoryBytes: device.localMemoryBytes,
+            winogradTiles: family == .cpu ? 64 : nil,
+            winogradStripBytes: 12 << 20
         )
     }
 

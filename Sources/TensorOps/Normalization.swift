@@ -10,7 +10,7 @@ extension Tensor {
     ///   - groups: A divisor of C (traps otherwise).
     ///   - epsilon: Added to the variance.
     ///   - function: Applied to the result.
-    /// - Returns: The same shape, activation type, allocated.
+    /// - Returns: The same shape, operand type, allocated.
     /// - Throws: `OpenCLError`, `KernelError`.
     public func groupNorm(
         _ weights: NormWeights,
@@ -23,7 +23,7 @@ extension Tensor {
         let tuning = device.tuning
         let batch = shape[0]
         let pixels = rows / batch
-        let y = try Tensor(shape, on: device)
+        let y = try Tensor(shape, device.operandType, on: device)
         let gamma = KernelArgument.buffer(weights.gamma)
         let beta = KernelArgument.buffer(weights.beta)
         let sizes: [KernelArgument] = [.int(pixels), .int(channels), .int(groups), .float(epsilon)]
@@ -64,13 +64,13 @@ extension Tensor {
 
     /// Layer normalisation over the innermost extent.
     ///
-    /// - Returns: The same shape, activation type, allocated.
+    /// - Returns: The same shape, operand type, allocated.
     /// - Throws: `OpenCLError`, `KernelError`.
     public func layerNorm(_ weights: NormWeights, epsilon: Float) throws -> Tensor {
         precondition(channels == weights.channels, "layer norm of \(shape) with \(weights.channels) channels")
         precondition(elementType == device.activationType, "layer norm of \(elementType)")
         let tuning = device.tuning
-        let y = try Tensor(shape, on: device)
+        let y = try Tensor(shape, device.operandType, on: device)
         let arguments: [KernelArgument] = [
             .buffer(buffer), .buffer(weights.gamma), .buffer(weights.beta), .buffer(y.buffer),
         ]

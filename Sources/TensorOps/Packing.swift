@@ -39,6 +39,8 @@ public final class ConvolutionWeights {
     /// Whether the outputs are values and gates of a GEGLU.
     public let isGEGLU: Bool
     let form: Form
+    /// Whether two neighbouring input channels stand together, to be multiplied at once.
+    let isPaired: Bool
     let weights: Buffer
     let bias: Buffer
 
@@ -69,6 +71,9 @@ public final class ConvolutionWeights {
         outChannels = isGEGLU ? rows / 2 : rows
         let usesCLBlast = isLinear && device.gemmProvider(inChannels, rows) == .clblast
         form = usesCLBlast ? .rowMajor : .packed
+        isPaired =
+            !usesCLBlast && inChannels % 2 == 0 && device.operandType == .bfloat16 && device.weightType == .bfloat16
+            && device.activationType == .float32
 
         let panelWidth = device.tuning.panelWidth
         let panels = usesCLBlast ? 0 : (rows + panelWidth - 1) / panelWidth
@@ -85,7 +90,12 @@ public final class ConvolutionWeights {
                 try device.convert(source, into: weights, at: firstRow * inChannels)
             } else {
                 try device.withUploaded(source) { staging in
-                    let kernel = try device.kernel("pack_weights", file: "packing.cl", arguments: 9)
+                    let kernel = try device.kernel(
+                        "pack_weights",
+                        file: "packing.cl",
+                        macros: ["PAIRED": isPaired ? 1 : 0],
+                        arguments: 9
+                    )
                     try kernel.enqueue(
                         [
                             .buffer(staging), .buffer(weights), .int(source.type.rawValue), .int(source.outChannels),

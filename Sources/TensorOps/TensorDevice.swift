@@ -23,27 +23,33 @@ public final class TensorDevice {
     public let tuning: KernelTuning
     /// Storage of activations.
     public let activationType: ElementType
+    /// Storage of what only matrix products and attention read: results of normalisations, attention and most linear layers.
+    public let operandType: ElementType
     /// Storage of weights.
     public let weightType: ElementType
     /// Chooses the GEMM for a linear layer by its input and output channels.
     public var gemmProvider: (_ inChannels: Int, _ outChannels: Int) -> GEMMProvider = { _, _ in .builtin }
+    private let hasDotProduct: Bool
     private let library: KernelLibrary
     private var zeroBuffer: Buffer?
 
     /// A device that stores weights in `precision`.
     ///
     /// The CPU family keeps activations in float32 whatever the precision: they are small beside the weights, and converting them in the inner
-    /// loop would cost more than the memory is worth (`doc/decisions/0006-float32-activations-on-processors.md`).
+    /// loop would cost more than the memory is worth (`doc/decisions/0006-float32-activations-on-processors.md`). With bfloat16 weights, on
+    /// a processor that multiplies pairs of bfloat16, operands of matrix products are bfloat16 too.
     ///
     /// - Parameters:
     ///   - family: The form of the kernels; nil chooses by the kind of device.
     ///   - activations: Storage of activations; nil chooses as above. The CPU family takes float32 only (traps).
+    ///   - operands: Storage of operands; nil chooses as above. Other than activations only on the CPU family, and bfloat16 (traps).
     ///   - tuning: Tiles and work-group sizes; nil takes the family's for this device.
     public init(
         _ device: Device,
         precision: ElementType,
         family: KernelFamily? = nil,
         activations: ElementType? = nil,
+        operands: ElementType? = nil,
         tuning: KernelTuning? = nil,
         kernelsDirectory: String? = nil,
         logger: Logger
@@ -55,6 +61,40 @@ public final class TensorDevice {
         weightType = precision
         activationType = activations ?? (self.tuning.family == .cpu ? .float32 : precision)
         precondition(self.tuning.family != .cpu || activationType == .float32, "CPU kernels take float32 activations")
+        hasDotProduct =
+            self.tuning.family == .cpu && self.tuning.vectorWidth == 16 && precision == .bfloat16
+            && device.hasBFloat16DotProduct && TensorDevice.dotProductWorks(library, queue, logger)
+        operandType = operands ?? (hasDotProduct ? .bfloat16 : activationType)
+        precondition(
+            operandType == activationType || (self.tuning.family == .cpu && operandType == .bfloat16),
+            "\(operandType) operands beside \(activationType) activations"
+        )
+    }
+
+    /// Whether the device's compiler takes the instruction and it gives the sums of products it should.
+    private static func dotProductWorks(_ library: KernelLibrary, _ queue: CommandQueue, _ logger: Logger) -> Bool {
+        // Small whole numbers are exact in bfloat16, and so are their products and sums.
+        let (low, high, sums) = ((0..<16).map { Float($0 - 7) }, (0..<16).map { Float(3 * $0 % 11) }, 2)
+        let pairs = zip(low, high).map { $0.bitPattern >> 16 | $1.bitPattern & 0xffff_0000 }
+        let swapped = zip(low.reversed(), high).map { $0.bitPattern >> 16 | $1.bitPattern & 0xffff_0000 }
+        let expected = (0..<16).map { Float(sums) + low[$0] * low[15 - $0] + high[$0] * high[$0] }
+        var result = [Float](repeating: Float(sums), count: 16)
+        do {
+            let macros = ["DOT": 1, "VEC": 16]
+            let kernel = try library.kernel("dot_probe", file: "elementwise.cl", macros: macros, argumentCount: 3)
+            let buffers = try (0..<3).map { _ in try Buffer(queue, byteCount: 64) }
+            try pairs.withUnsafeBytes { try queue.write($0, to: buffers[0]) }
+            try swapped.withUnsafeBytes { try queue.write($0, to: buffers[1]) }
+            try result.withUnsafeBytes { try queue.write($0, to: buffers[2]) }
+            try kernel.enqueue(buffers.map { .buffer($0) }, global: [1], local: [1])
+            try result.withUnsafeMutableBytes { try queue.read(buffers[2], into: $0) }
+        } catch {
+            // Expected of compilers that do not take the assembly; bfloat16 works without it, as storage.
+            logger.info("bfloat16 without dot products", metadata: ["reason": "\(error)"])
+            return false
+        }
+        if result != expected { logger.warning("the processor's bfloat16 dot product gives wrong sums; it is not used") }
+        return result == expected
     }
 
     /// A kernel built with the macros of this device's storage types and vectors besides its own.
@@ -62,13 +102,15 @@ public final class TensorDevice {
         var all = macros
         all["ACTIVATION"] = activationType.rawValue
         all["WEIGHT"] = weightType.rawValue
+        if operandType != activationType { all["OPERAND"] = operandType.rawValue }
+        if hasDotProduct { all["DOT"] = 1 }
         if tuning.family == .cpu { all["VEC"] = tuning.vectorWidth }
         return try library.kernel(name, file: file, macros: all, argumentCount: arguments)
     }
 
-    /// At least `count` zero elements of the activation type.
+    /// At least `count` zero elements of any type.
     func zeros(_ count: Int) throws -> Buffer {
-        let bytes = count * activationType.byteCount
+        let bytes = count * ElementType.float32.byteCount
         if let zeroBuffer, zeroBuffer.byteCount >= bytes { return zeroBuffer }
         let buffer = try Buffer(queue, byteCount: max(bytes, 16384))
         let zeros = [UInt8](repeating: 0, count: buffer.byteCount)

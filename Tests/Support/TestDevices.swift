@@ -53,31 +53,50 @@ package struct DeviceVariant: Hashable, Sendable, CustomTestStringConvertible {
     package let activations: ElementType
     /// Storage of weights.
     package let weights: ElementType
+    /// Storage of what matrix products and attention read.
+    package let operands: ElementType
     /// VEC of the CPU form; nil is the device's own.
     package var vectorWidth: Int?
     /// Local memory the GPU form may take; nil is the device's own.
     package var localMemoryBytes: Int?
+    /// Tiles from which on convolutions take Winograd's way; nil for never.
+    package var winogradTiles: Int?
+    /// Memory of a strip of Winograd's tiles; nil is the device's own.
+    package var winogradStripBytes: Int?
 
-    /// A variant; activations are stored as the weights are unless the form takes float32 only.
-    package init(_ family: KernelFamily, _ weights: ElementType, vectorWidth: Int? = nil, localMemoryBytes: Int? = nil)
-    {
+    /// A variant; activations are stored as the weights are unless the form takes float32 only, and operands as activations.
+    package init(
+        _ family: KernelFamily,
+        _ weights: ElementType,
+        operands: ElementType? = nil,
+        vectorWidth: Int? = nil,
+        localMemoryBytes: Int? = nil,
+        winogradTiles: Int? = nil,
+        winogradStripBytes: Int? = nil
+    ) {
         self.family = family
         self.weights = weights
         self.vectorWidth = vectorWidth
         self.localMemoryBytes = localMemoryBytes
+        self.winogradTiles = winogradTiles
+        self.winogradStripBytes = winogradStripBytes
         activations = family == .cpu ? .float32 : weights
+        self.operands = operands ?? activations
     }
 
     /// Such as "gpu float16".
     package var testDescription: String {
-        "\(family) \(weights)" + (vectorWidth.map { " x\($0)" } ?? "")
+        "\(family) \(weights)" + (operands == activations ? "" : " pairs") + (winogradTiles == nil ? "" : " Winograd")
+            + (vectorWidth.map { " x\($0)" } ?? "")
             + (localMemoryBytes.map { ", \($0) bytes of local memory" } ?? "")
     }
 
     /// Every form in every storage type.
-    package static let all = KernelFamily.allCases.flatMap { family in
-        ElementType.allCases.map { DeviceVariant(family, $0) }
-    }
+    package static let all =
+        KernelFamily.allCases.flatMap { family in ElementType.allCases.map { DeviceVariant(family, $0) } } + [pairs]
+
+    /// The CPU form that multiplies pairs of bfloat16: by the processor's instruction where it has it, else by two multiplications.
+    package static let pairs = DeviceVariant(.cpu, .bfloat16, operands: .bfloat16)
 
     /// The CPU form with vectors of 4 and of 8, which mean other tiles, on any device.
     package static let shorterVectors = [4, 8].map { DeviceVariant(.cpu, .float32, vectorWidth: $0) }
@@ -85,7 +104,7 @@ package struct DeviceVariant: Hashable, Sendable, CustomTestStringConvertible {
     /// The forms models run in, float32 and half.
     package static let fast = [
         DeviceVariant(.cpu, .float32), DeviceVariant(.cpu, .bfloat16), DeviceVariant(.gpu, .float32),
-        DeviceVariant(.gpu, .float16),
+        DeviceVariant(.gpu, .float16), pairs,
     ]
 
     /// The device in this form, made once, so that its kernels are built once.
@@ -95,10 +114,13 @@ package struct DeviceVariant: Hashable, Sendable, CustomTestStringConvertible {
         let hardware = try testDevice.get()
         var tuning = KernelTuning.forDevice(hardware, family: family, vectorWidth: vectorWidth)
         tuning.localMemoryBytes = localMemoryBytes ?? tuning.localMemoryBytes
+        tuning.winogradTiles = winogradTiles
+        tuning.winogradStripBytes = winogradStripBytes ?? tuning.winogradStripBytes
         let device = try TensorDevice(
             hardware,
             precision: weights,
             activations: activations,
+            operands: operands,
             tuning: tuning,
             logger: testLogger
         )

@@ -58,7 +58,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
         let fanIn = Float(input[3] * kernel * kernel)
         let rows = outChannels * (fusion == .geglu ? 2 : 1)
         var reference = ReferenceConvolution(
-            HostTensor.random(input, seed: 1).rounded(to: variant.activations),
+            HostTensor.random(input, seed: 1).rounded(to: variant.operands),
             weight: HostTensor.random([rows, input[3], kernel, kernel], seed: 2, deviation: 1 / fanIn.squareRoot())
                 .rounded(to: source),
             bias: hasBias ? HostTensor.random([rows], seed: 3).values : nil
@@ -108,7 +108,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
         expectClose(
             try y.floats().at(positions),
             reference.values(at: positions),
-            OperatorTolerance.convolution.bound(variant.activations),
+            (variant.winogradTiles == nil ? OperatorTolerance.convolution : .winograd).bound(variant.activations),
             "\(variant.testDescription), \(testDescription)"
         )
     }
@@ -157,6 +157,26 @@ let realConvolutions = [
     ConvolutionCase([1, 128, 128, 128], 3),
 ]
 
+/// Maps that whole tiles cover and that they do not, one strip and several, enlarged and with everything fused.
+let winogradConvolutions = [
+    ConvolutionCase([1, 4, 4, 64], 64),
+    ConvolutionCase([1, 1, 1, 64], 64),
+    ConvolutionCase([2, 5, 7, 80], 96),
+    ConvolutionCase([1, 18, 22, 64], 112, .channelBias, hasBias: false),
+    ConvolutionCase([3, 9, 3, 96], 64, .residual),
+    ConvolutionCase([2, 5, 7, 64], 80, to: (10, 14), .everything),
+    ConvolutionCase([2, 6, 3, 64], 64, to: (11, 6), .everything),
+]
+
+/// Where models take Winograd's way.
+let realWinogradConvolutions = [
+    ConvolutionCase([2, 64, 64, 320], 320, .channelBias),
+    ConvolutionCase([2, 32, 32, 1280], 640),
+    ConvolutionCase([1, 64, 64, 512], 512, .residual),
+    ConvolutionCase([1, 64, 64, 512], 512, to: (128, 128)),
+    ConvolutionCase([1, 128, 128, 256], 128),
+]
+
 /// A case on a variant of the device.
 struct ConvolutionCheck: Sendable, CustomTestStringConvertible {
     let variant: DeviceVariant
@@ -200,6 +220,27 @@ struct ConvolutionTests {
     @Test(arguments: ConvolutionCheck.all(DeviceVariant.fast, realConvolutions).filter(isBearable))
     func stableDiffusionShapes(_ check: ConvolutionCheck) throws {
         try check.convolution.check(check.variant, positions: 500)
+    }
+
+    @Test(
+        arguments: ConvolutionCheck.all(
+            ([DeviceVariant(.cpu, .float32), DeviceVariant(.cpu, .float16), .pairs] + DeviceVariant.shorterVectors)
+                .map {
+                    var variant = $0
+                    variant.winogradTiles = 1
+                    variant.winogradStripBytes = 1
+                    return variant
+                },
+            winogradConvolutions
+        )
+    )
+    func winograd(_ check: ConvolutionCheck) throws {
+        try check.convolution.check(check.variant)
+    }
+
+    @Test(arguments: realWinogradConvolutions)
+    func winogradOfStableDiffusion(_ convolution: ConvolutionCase) throws {
+        try convolution.check(DeviceVariant(.cpu, .float32, winogradTiles: 1), positions: 2000)
     }
 
     /// Sums beyond the range of half become infinite, as they do in any framework, and not something else.

@@ -4,10 +4,11 @@ import TensorOps
 import TestSupport
 
 extension TensorDevice {
-    /// The values in activation storage on the device; they are rounded there as `HostTensor.rounded(to:)` rounds them.
+    /// The values on the device, in activation storage unless another is given; they are rounded there as `HostTensor.rounded(to:)`
+    /// rounds them.
     @DeviceActor
-    func upload(_ x: HostTensor) throws -> Tensor {
-        try tensor(x.values, shape: x.shape)
+    func upload(_ x: HostTensor, as type: ElementType? = nil) throws -> Tensor {
+        try tensor(x.values, shape: x.shape, type: type)
     }
 
     /// Weights `[O, C, k, k]` as a checkpoint stores them in `type`, from one tensor or several whose output channels are concatenated.

@@ -19,11 +19,11 @@ struct LinearCase: Sendable, CustomTestStringConvertible {
     }
 
     @DeviceActor
-    func check(_ device: TensorDevice, positions limit: Int = 2000) throws {
+    func check(_ device: TensorDevice, as type: ElementType? = nil, positions limit: Int = 2000) throws {
         let (rows, channels) = (input.dropLast().reduce(1, *), input[input.count - 1])
         let weightRows = outChannels * (isGEGLU ? 2 : 1)
         var reference = ReferenceConvolution(
-            HostTensor.random([1, 1, rows, channels], seed: 11).rounded(to: device.activationType),
+            HostTensor.random([1, 1, rows, channels], seed: 11).rounded(to: device.operandType),
             weight: .random([weightRows, channels, 1, 1], seed: 12, deviation: 1 / Float(channels).squareRoot()),
             bias: hasBias ? HostTensor.random([weightRows], seed: 13).values : nil
         )
@@ -46,14 +46,15 @@ struct LinearCase: Sendable, CustomTestStringConvertible {
         let y = try device.upload(HostTensor(input, reference.x.values)).linear(
             weights,
             function: function,
-            residual: reference.residual.map { try device.upload(HostTensor(shape, $0.values)) }
+            residual: reference.residual.map { try device.upload(HostTensor(shape, $0.values)) },
+            as: type
         )
         #expect(y.shape == shape)
         let positions = sample(y.count, limit: limit)
         expectClose(
             try y.floats().at(positions),
             reference.values(at: positions),
-            OperatorTolerance.convolution.bound(device.activationType),
+            OperatorTolerance.convolution.bound(type ?? device.activationType),
             testDescription
         )
     }
@@ -80,6 +81,12 @@ struct LinearTests {
     @Test(arguments: DeviceVariant.fast, linearCases)
     func builtin(_ variant: DeviceVariant, _ linear: LinearCase) throws {
         try linear.check(variant.device(), positions: 1000)
+    }
+
+    /// Results that only matrix products read are stored as those want them.
+    @Test(arguments: linearCases)
+    func operands(_ linear: LinearCase) throws {
+        try linear.check(DeviceVariant.pairs.device(), as: .bfloat16, positions: 1000)
     }
 
     /// CLBlast with the epilogue, for every storage of activations.
@@ -112,7 +119,7 @@ struct LinearTests {
             )
         }
         let reference = ReferenceConvolution(
-            HostTensor.random([1, 1, 4, 9], seed: 7).rounded(to: variant.activations),
+            HostTensor.random([1, 1, 4, 9], seed: 7).rounded(to: variant.operands),
             weight: HostTensor([58, 9, 1, 1], parts.flatMap(\.values)).rounded(to: variant.weights),
             bias: bias
         )

@@ -39,7 +39,7 @@ struct GroupNormCase: Sendable, CustomTestStringConvertible {
                 epsilon: Double(epsilon),
                 function: function
             ),
-            tolerance.bound(variant.activations),
+            tolerance.bound(variant.operands),
             "\(variant.testDescription), \(testDescription)"
         )
     }
@@ -83,7 +83,7 @@ struct LayerNormCase: Sendable, CustomTestStringConvertible {
         expectClose(
             try y.floats(),
             referenceLayerNorm(x, gamma: gamma, beta: beta, epsilon: Double(Float(1e-5))),
-            tolerance.bound(variant.activations),
+            tolerance.bound(variant.operands),
             "\(variant.testDescription), \(testDescription)"
         )
     }
@@ -100,7 +100,7 @@ let layerNormCases =
 @DeviceActor
 struct NormalizationTests {
     @Test(
-        arguments: DeviceVariant.all.filter { $0.activations == $0.weights } + DeviceVariant.shorterVectors,
+        arguments: DeviceVariant.all.filter { $0.operands == $0.weights } + DeviceVariant.shorterVectors,
         oddGroupNorms
     )
     func groupNorm(_ variant: DeviceVariant, _ norm: GroupNormCase) throws {
@@ -116,7 +116,7 @@ struct NormalizationTests {
     }
 
     @Test(
-        arguments: DeviceVariant.all.filter { $0.activations == $0.weights } + DeviceVariant.shorterVectors,
+        arguments: DeviceVariant.all.filter { $0.operands == $0.weights } + DeviceVariant.shorterVectors,
         layerNormCases
     )
     func layerNorm(_ variant: DeviceVariant, _ norm: LayerNormCase) throws {
@@ -144,7 +144,7 @@ struct NormalizationTests {
         let tolerance = Tolerance(
             nmse: 1,
             peak: Double(abs(stored)) * 0x1p-20 / 1e-5.squareRoot() + 1e-6,
-            storage: variant.activations
+            storage: variant.operands
         )
         expectClose(try x.groupNorm(weights, groups: 8, epsilon: 1e-5).floats(), expected, tolerance, "group norm")
         expectClose(try x.layerNorm(weights, epsilon: 1e-5).floats(), expected, tolerance, "layer norm")

@@ -20,7 +20,7 @@ final class CrossAttentionList {
 
     /// Computes the context of encoded prompts `[B, T, crossAttentionDim]`.
     func context(of encoderHiddenStates: Tensor) throws -> CrossAttentionContext {
-        CrossAttentionContext(keyValues: try projections.map { try $0(encoderHiddenStates) })
+        CrossAttentionContext(keyValues: try projections.map { try $0(encoderHiddenStates, isOperand: true) })
     }
 }
 
@@ -128,7 +128,7 @@ private struct BasicTransformerBlock {
 
     func callAsFunction(_ input: Tensor, _ context: CrossAttentionContext) throws -> Tensor {
         let channels = heads * headSize
-        let qkv = try queryKeyValue(norm1(input))
+        let qkv = try queryKeyValue(norm1(input), isOperand: true)
         var x = try selfOut(
             attention(
                 queries: Columns(qkv),
@@ -142,7 +142,7 @@ private struct BasicTransformerBlock {
         let keyValue = context.keyValues[contextIndex]
         x = try crossOut(
             attention(
-                queries: Columns(query(norm2(x))),
+                queries: Columns(query(norm2(x), isOperand: true)),
                 keys: Columns(keyValue),
                 values: Columns(keyValue, offset: channels),
                 heads: heads,
@@ -150,6 +150,6 @@ private struct BasicTransformerBlock {
             ),
             residual: x
         )
-        return try feedForwardOut(gatedProjection(norm3(x)), residual: x)
+        return try feedForwardOut(gatedProjection(norm3(x), isOperand: true), residual: x)
     }
 }

@@ -102,7 +102,7 @@ private struct AutoencoderAttention {
     func callAsFunction(_ input: Tensor) throws -> Tensor {
         let channels = input.channels
         let tokens = [input.shape[0], input.shape[1] * input.shape[2], channels]
-        let qkv = try queryKeyValue(groupNorm(input).reshaped(tokens))
+        let qkv = try queryKeyValue(groupNorm(input).reshaped(tokens), isOperand: true)
         let attended = try attention(
             queries: Columns(qkv),
             keys: Columns(qkv, offset: channels),

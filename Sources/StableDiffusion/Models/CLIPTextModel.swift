@@ -82,7 +82,7 @@ private struct CLIPEncoderLayer {
 
     func callAsFunction(_ input: Tensor) throws -> Tensor {
         let width = heads * headSize
-        let qkv = try queryKeyValue(layerNorm1(input))
+        let qkv = try queryKeyValue(layerNorm1(input), isOperand: true)
         let attended = try attention(
             queries: Columns(qkv),
             keys: Columns(qkv, offset: width),
@@ -92,6 +92,6 @@ private struct CLIPEncoderLayer {
             isCausal: true
         )
         let x = try outProj(attended, residual: input)
-        return try fc2(fc1(layerNorm2(x), function: activation), residual: x)
+        return try fc2(fc1(layerNorm2(x), function: activation, isOperand: true), residual: x)
     }
 }

@@ -115,12 +115,20 @@ struct Linear {
     }
 
     /// `[..., inChannels]` to `[..., outputs]`; see `Tensor.linear`.
+    ///
+    /// - Parameter isOperand: Whether only matrix products or attention read the result.
     func callAsFunction(
         _ x: Tensor,
         function: ActivationFunction = .none,
-        residual: Tensor? = nil
+        residual: Tensor? = nil,
+        isOperand: Bool = false
     ) throws -> Tensor {
-        try x.linear(weights, function: function, residual: residual)
+        try x.linear(
+            weights,
+            function: function,
+            residual: residual,
+            as: isOperand ? x.device.operandType : x.device.activationType
+        )
     }
 }
 

@@ -70,7 +70,11 @@ struct UNet2DConditionModel {
             (0..<sample.shape[0]).flatMap { _ in timestepRow },
             shape: [sample.shape[0], timestepRow.count]
         )
-        let timeEmbedding = try timeLinear2(timeLinear1(timesteps, function: .silu), function: .silu)
+        let timeEmbedding = try timeLinear2(
+            timeLinear1(timesteps, function: .silu, isOperand: true),
+            function: .silu,
+            isOperand: true
+        )
 
         // 2. down, keeping what the way up will need
         var x = try convIn(sample)
