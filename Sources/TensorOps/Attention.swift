@@ -52,7 +52,8 @@ public func attention(
     switch (tuning.family, tile) {
     case (.cpu, _) where headSize <= tuning.maxHeadSize:
         // Pairs are of neighbouring dimensions, so every head has to begin with a whole one.
-        let isPaired = device.operandType == .bfloat16 && headSize % 2 == 0
+        let isPaired =
+            device.operandType == .bfloat16 && headSize % 2 == 0
             && [queries, keys, values].allSatisfy { $0.offset % 2 == 0 && $0.tensor.channels % 2 == 0 }
         let macros = [
             "ROWS": tuning.tileRows, "KEYS": tuning.attentionKeys, "MAX_D": tuning.maxHeadSize,

@@ -130,6 +130,7 @@ extension Tensor {
         macros["GEGLU"] = weights.isGEGLU ? 1 : 0
         let global: [Int]
         let local: [Int]
+        var ownArguments: [KernelArgument] = []
         switch tuning.family {
         case .plain:
             // Left to PoCL, the size varies with the shape, and each is compiled anew.
@@ -137,8 +138,9 @@ extension Tensor {
             local = [tuning.elementwiseWorkGroup, 1]
         case .cpu:
             macros["ROWS"] = tuning.tileRows
-            global = [(outputRows + tuning.tileRows - 1) / tuning.tileRows, panels]
-            local = [1, 1]
+            global = [(outputRows + tuning.tileRows - 1) / tuning.tileRows * panels]
+            local = [1]
+            ownArguments = [.int(tuning.convolutionBlock)]
         case .gpu:
             global = [16 * panels, 16 * ((outputRows + 63) / 64)]
             local = [16, 16]
@@ -147,7 +149,7 @@ extension Tensor {
             "convolution_\(tuning.family.rawValue)",
             file: "convolution.cl",
             macros: macros,
-            arguments: 18
+            arguments: 18 + ownArguments.count
         )
         let zeros = try device.zeros(channels)
         try kernel.enqueue(
@@ -158,7 +160,7 @@ extension Tensor {
                 .int(shape[0]), .int(shape[1]), .int(shape[2]), .int(channels), .int(y.shape[1]), .int(y.shape[2]),
                 .int(weights.outChannels), .int(walked.height), .int(walked.width), .int(stride),
                 .int(weights.kernelSize / 2),
-            ],
+            ] + ownArguments,
             global: global,
             local: local
         )

@@ -20,6 +20,8 @@ public struct KernelTuning: Sendable, Equatable {
     public var vectorWidth: Int
     /// ROWS: pixels or queries in a register tile (CPU family).
     public var tileRows: Int
+    /// BLOCK: register tiles whose pixels stay in the cache while the panels of weights pass (CPU family).
+    public var convolutionBlock: Int
     /// PANEL: output channels in a panel of packed weights.
     public var panelWidth: Int
     /// KEYS: keys in a block of attention (CPU family).
@@ -67,6 +69,7 @@ public struct KernelTuning: Sendable, Equatable {
             family: family,
             vectorWidth: width,
             tileRows: width == 16 ? 12 : width == 8 ? 6 : 4,
+            convolutionBlock: 32,
             panelWidth: panelWidth,
             attentionKeys: 128,
             attentionTiles: 4,

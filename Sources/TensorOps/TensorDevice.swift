@@ -93,7 +93,9 @@ public final class TensorDevice {
             logger.info("bfloat16 without dot products", metadata: ["reason": "\(error)"])
             return false
         }
-        if result != expected { logger.warning("the processor's bfloat16 dot product gives wrong sums; it is not used") }
+        if result != expected {
+            logger.warning("the processor's bfloat16 dot product gives wrong sums; it is not used")
+        }
         return result == expected
     }
 

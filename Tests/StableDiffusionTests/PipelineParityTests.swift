@@ -42,8 +42,9 @@ private struct ParityBound {
         case .float32: (layer, latents, picture) = (1e-10, 1e-9, 0.01)
         // 11 bits in every weight and activation. 7e-6 seen, 1.4e-4, 0.49.
         case .float16: (layer, latents, picture) = (2e-5, 5e-4, 1)
-        // 8 bits. 5e-4 seen, 7e-3.
-        case .bfloat16: (layer, latents, picture) = (1e-3, 2e-2, nil)
+        // 8 bits, also in the operands where the processor multiplies pairs of them. 1.2e-3 seen, 7e-3. The layers' bound is what
+        // diffusers' own bfloat16 differs in the worst of them (1.9e-3, the UNet's output of sd2 0).
+        case .bfloat16: (layer, latents, picture) = (2e-3, 2e-2, nil)
         }
     }
 }
