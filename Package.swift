@@ -55,7 +55,7 @@ let package = Package(
         ),
         .target(
             name: "OpenCLRuntime",
-            dependencies: ["COpenCL", "CKernels", .product(name: "Logging", package: "swift-log")],
+            dependencies: ["COpenCL", "CKernels", "CZlib", .product(name: "Logging", package: "swift-log")],
             swiftSettings: swiftSettings
         ),
         .target(name: "JSON", swiftSettings: swiftSettings),
@@ -63,6 +63,7 @@ let package = Package(
         .target(name: "CKernels"),
         .systemLibrary(name: "COpenCL", providers: [.apt(["ocl-icd-opencl-dev", "libclblast-dev"])]),
         .systemLibrary(name: "CPNG", providers: [.apt(["libpng-dev"])]),
+        .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CYAML", providers: [.apt(["libyaml-dev"])]),
         .target(
             name: "TestSupport",

@@ -13,6 +13,9 @@ extension CommandQueue {
     ///   - y: `[m, n]`, row-major float; written.
     /// - Throws: `OpenCLError`.
     public func sgemm(x: Buffer, w: Buffer, y: Buffer, m: Int, n: Int, k: Int) throws(OpenCLError) {
+        if !isUpToDate {
+            return perform { [unowned self] in try sgemm(x: x, w: w, y: y, m: m, n: n, k: k) }
+        }
         var queue: cl_command_queue? = handle
         let status = CLBlastSgemm(
             CLBlastLayoutRowMajor,

@@ -9,6 +9,41 @@ public final class Buffer {
     /// Size in bytes.
     public let byteCount: Int
     private let queue: CommandQueue
+    /// What this buffer adds to the queue's allocated bytes.
+    private let allocatedBytes: Int
+    /// No two buffers of a queue have the same.
+    let number: Int
+
+    /// Lets kernels read host memory; without a copy where device and host share their memory.
+    ///
+    /// The corresponding OpenCL function is `clCreateBuffer` with `CL_MEM_USE_HOST_PTR`.
+    ///
+    /// - Parameter bytes: Not empty (traps), and valid until the commands that read the buffer have run.
+    /// - Throws: `OpenCLError`.
+    public init(_ queue: CommandQueue, reading bytes: UnsafeRawBufferPointer) throws(OpenCLError) {
+        guard let base = bytes.baseAddress, !bytes.isEmpty else { preconditionFailure("a buffer over no memory") }
+        var status = CL_SUCCESS
+        guard
+            let handle = clCreateBuffer(
+                queue.context,
+                cl_mem_flags(CL_MEM_READ_ONLY | CL_MEM_USE_HOST_PTR),
+                bytes.count,
+                UnsafeMutableRawPointer(mutating: base),
+                &status
+            )
+        else {
+            throw OpenCLError(
+                OpenCLStatus(rawValue: status),
+                "clCreateBuffer",
+                context: "\(bytes.count) bytes of host memory"
+            )
+        }
+        self.handle = handle
+        self.queue = queue
+        byteCount = bytes.count
+        allocatedBytes = 0
+        number = queue.nextBufferNumber()
+    }
 
     /// Allocates device memory.
     ///
@@ -48,13 +83,15 @@ public final class Buffer {
         }
         self.handle = handle
         self.byteCount = size
+        allocatedBytes = size
+        number = queue.nextBufferNumber()
         self.queue = queue
         queue.allocatedBytes += size
         queue.peakBytes = max(queue.peakBytes, queue.allocatedBytes)
     }
 
     deinit {
-        queue.allocatedBytes -= byteCount
+        queue.allocatedBytes -= allocatedBytes
         let status = clReleaseMemObject(handle)
         if status != CL_SUCCESS {
             queue.logger.error("clReleaseMemObject failed: \(OpenCLStatus(rawValue: status))")

@@ -17,6 +17,12 @@ public final class CommandQueue {
     /// The most bytes that were ever live at once.
     public internal(set) var peakBytes = 0
 
+    /// Kernels enqueued so far.
+    public internal(set) var launchCount = 0
+    /// Commands that wait, in order, for kernels that are still being built.
+    fileprivate var waiting: [() throws -> Void] = []
+    fileprivate var buffersMade = 0
+
     /// Creates a context and a queue.
     ///
     /// The corresponding OpenCL functions are `clCreateContext` and `clCreateCommandQueue`.
@@ -46,6 +52,7 @@ public final class CommandQueue {
     ///
     /// The corresponding OpenCL function is `clFinish`.
     public func finish() throws(OpenCLError) {
+        try enqueueWaiting()
         try check(clFinish(handle), "clFinish")
     }
 
@@ -55,6 +62,11 @@ public final class CommandQueue {
     public func write(_ bytes: UnsafeRawBufferPointer, to buffer: Buffer, at offset: Int = 0) throws(OpenCLError) {
         precondition(offset + bytes.count <= buffer.byteCount, "write of \(bytes.count) bytes beyond the buffer")
         guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
+        if !isUpToDate, bytes.count <= CommandQueue.largestWaitingWrite {
+            let copy = [UInt8](bytes)
+            return perform { [unowned self] in try copy.withUnsafeBytes { try write($0, to: buffer, at: offset) } }
+        }
+        try enqueueWaiting()
         try check(
             clEnqueueWriteBuffer(handle, buffer.handle, cl_bool(CL_TRUE), offset, bytes.count, base, 0, nil, nil),
             "clEnqueueWriteBuffer",
@@ -68,6 +80,7 @@ public final class CommandQueue {
     public func read(_ buffer: Buffer, into bytes: UnsafeMutableRawBufferPointer) throws(OpenCLError) {
         precondition(bytes.count <= buffer.byteCount, "read of \(bytes.count) bytes beyond the buffer")
         guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
+        try enqueueWaiting()
         try check(
             clEnqueueReadBuffer(handle, buffer.handle, cl_bool(CL_TRUE), 0, bytes.count, base, 0, nil, nil),
             "clEnqueueReadBuffer",
@@ -87,6 +100,19 @@ public final class CommandQueue {
         sourcePitch: Int,
         destinationPitch: Int
     ) throws(OpenCLError) {
+        if !isUpToDate {
+            return perform { [unowned self] in
+                try copyRows(
+                    from: source,
+                    to: destination,
+                    destinationOffset: destinationOffset,
+                    rowBytes: rowBytes,
+                    rows: rows,
+                    sourcePitch: sourcePitch,
+                    destinationPitch: destinationPitch
+                )
+            }
+        }
         var sourceOrigin = [0, 0, 0]
         var destinationOrigin = [destinationOffset, 0, 0]
         var region = [rowBytes, rows, 1]
@@ -109,5 +135,46 @@ public final class CommandQueue {
             "clEnqueueCopyBufferRect",
             "\(rows) rows of \(rowBytes) bytes"
         )
+    }
+}
+
+// MARK: Commands that wait for kernels
+
+extension CommandQueue {
+    /// Larger writes wait for the kernels rather than keep a copy.
+    fileprivate static let largestWaitingWrite = 1 << 20
+
+    /// Whether everything so far has been enqueued, so that the next command may be.
+    var isUpToDate: Bool { waiting.isEmpty }
+
+    /// Lets a command wait behind those that wait already.
+    func perform(_ command: @escaping () throws -> Void) {
+        waiting.append(command)
+    }
+
+    /// Enqueues what waits, in order; waits for the kernels that are still being built.
+    ///
+    /// After a failure nothing waits any more.
+    func enqueueWaiting() throws(OpenCLError) {
+        if waiting.isEmpty { return }
+        let commands = waiting
+        waiting = []
+        do {
+            for command in commands { try command() }
+        } catch let error as OpenCLError {
+            throw error
+        } catch {
+            throw OpenCLError(.buildProgramFailure, "clBuildProgram", context: "\(error)")
+        }
+    }
+
+    /// Forgets what waits; the commands refer to the queue, which would never go otherwise.
+    func abandonWaiting() {
+        waiting = []
+    }
+
+    func nextBufferNumber() -> Int {
+        buffersMade += 1
+        return buffersMade
     }
 }

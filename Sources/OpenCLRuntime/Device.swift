@@ -21,6 +21,8 @@ public struct Device: @unchecked Sendable {
     let platformID: cl_platform_id
     /// Name of the platform, such as "Portable Computing Language".
     public let platformName: String
+    /// OpenCL version text of the platform, in which some name their own.
+    public let platformVersion: String
     /// Position among all devices of all platforms, in the order the OpenCL loader gives them.
     public let globalIndex: Int
     /// Position within its platform.
@@ -58,6 +60,7 @@ public struct Device: @unchecked Sendable {
         self.globalIndex = globalIndex
         self.platformIndex = platformIndex
         platformName = try Device.string(platform: platformID, CL_PLATFORM_NAME)
+        platformVersion = try Device.string(platform: platformID, CL_PLATFORM_VERSION)
         name = try Device.string(device: id, CL_DEVICE_NAME)
         version = try Device.string(device: id, CL_DEVICE_VERSION)
         driverVersion = try Device.string(device: id, CL_DRIVER_VERSION)
@@ -89,6 +92,12 @@ public struct Device: @unchecked Sendable {
 
     /// Whether this is the processor the program runs on and it multiplies pairs of bfloat16 (AVX512-BF16).
     public var hasBFloat16DotProduct: Bool { kind == .cpu && diffused_has_avx512_bf16() != 0 }
+
+    /// Whether the driver compiles several programs at once; PoCL has one lock for all (measured with 3.1, also in contexts of their own).
+    public var buildsInParallel: Bool { !isPoCL }
+
+    /// Whether this is PoCL, which keeps what it compiled on disk by itself.
+    var isPoCL: Bool { platformName == "Portable Computing Language" }
 
     /// Every device of every platform, in the loader's order; empty when no OpenCL driver is installed.
     public static func all() throws(OpenCLError) -> [Device] {

@@ -14,23 +14,75 @@ public enum KernelArgument {
     case float(Float)
 }
 
-/// A built kernel.
-public final class Kernel {
-    private let handle: cl_kernel
-    private let name: String
-    private let queue: CommandQueue
+/// What `clCreateKernel` returns, together with the program it is of.
+final class KernelHandle {
+    let kernel: cl_kernel
+    private let program: Program
 
-    init(_ handle: cl_kernel, name: String, queue: CommandQueue) {
-        self.handle = handle
-        self.name = name
-        self.queue = queue
+    /// - Throws: `KernelError.argumentCount`, `OpenCLError`.
+    init(_ name: String, of program: Program, _ source: ProgramSource, argumentCount: Int) throws {
+        var status = CL_SUCCESS
+        guard let kernel = clCreateKernel(program.handle, name, &status) else {
+            throw OpenCLError(
+                OpenCLStatus(rawValue: status),
+                "clCreateKernel",
+                context: "\(name) in Kernels/\(source.file) with \(source.options)"
+            )
+        }
+        self.kernel = kernel
+        self.program = program
+        var count: cl_uint = 0
+        try check(clGetKernelInfo(kernel, cl_kernel_info(CL_KERNEL_NUM_ARGS), 4, &count, nil), "clGetKernelInfo")
+        guard Int(count) == argumentCount else {
+            throw KernelError.argumentCount(
+                file: source.file,
+                kernel: name,
+                expected: argumentCount,
+                found: Int(count)
+            )
+        }
     }
 
     deinit {
-        clReleaseKernel(handle)
+        clReleaseKernel(kernel)
+    }
+}
+
+/// A kernel, built or still being built.
+public final class Kernel {
+    private let name: String
+    private let queue: CommandQueue
+    private let make: () throws -> KernelHandle
+    private var handle: KernelHandle?
+    /// The value each parameter was last set to.
+    private var parameters: [Parameter] = []
+
+    /// A value as OpenCL has it; buffers by their number, as memory of a released one may come again under the same handle.
+    private enum Parameter: Equatable {
+        case unset
+        case buffer(Int)
+        case int(Int32)
+        case ulong(UInt64)
+        case float(UInt32)
     }
 
-    /// Enqueues the kernel.
+    /// - Parameter make: Builds the kernel, or waits for who does; called until it succeeds.
+    init(name: String, queue: CommandQueue, make: @escaping () throws -> KernelHandle) {
+        self.name = name
+        self.queue = queue
+        self.make = make
+    }
+
+    /// Waits until the kernel is built.
+    @discardableResult
+    func prepare() throws -> cl_kernel {
+        if let handle { return handle.kernel }
+        let made = try make()
+        handle = made
+        return made.kernel
+    }
+
+    /// Enqueues the kernel, or lets the launch wait in order for it and others that are still being built.
     ///
     /// The corresponding OpenCL functions are `clSetKernelArg` and `clEnqueueNDRangeKernel`.
     ///
@@ -41,23 +93,9 @@ public final class Kernel {
     /// - Throws: `KernelError.geometry` beyond the device's limits, `OpenCLError`.
     public func enqueue(_ arguments: [KernelArgument], global: [Int], local: [Int]? = nil) throws {
         for (index, argument) in arguments.enumerated() {
-            let status: cl_int
-            switch argument {
-            case .buffer(let buffer):
-                var memory: cl_mem? = buffer.handle
-                status = clSetKernelArg(handle, cl_uint(index), MemoryLayout<cl_mem?>.size, &memory)
-            case .int(let value):
-                guard var int = Int32(exactly: value) else {
-                    throw KernelError.geometry(kernel: name, reason: "argument \(index) is \(value), beyond 32 bits")
-                }
-                status = clSetKernelArg(handle, cl_uint(index), 4, &int)
-            case .ulong(let value):
-                var ulong = cl_ulong(value)
-                status = clSetKernelArg(handle, cl_uint(index), 8, &ulong)
-            case .float(var value):
-                status = clSetKernelArg(handle, cl_uint(index), 4, &value)
+            if case .int(let value) = argument, Int32(exactly: value) == nil {
+                throw KernelError.geometry(kernel: name, reason: "argument \(index) is \(value), beyond 32 bits")
             }
-            try check(status, "clSetKernelArg", "argument \(index) of \(name)")
         }
         if global.contains(0) { return }
         var sizes = global
@@ -65,9 +103,47 @@ public final class Kernel {
             try checkGeometry(local)
             for i in sizes.indices { sizes[i] = (sizes[i] + local[i] - 1) / local[i] * local[i] }
         }
+        if let handle, queue.isUpToDate {
+            try launch(handle.kernel, arguments, sizes, local)
+        } else {
+            queue.perform { [self] in try launch(prepare(), arguments, sizes, local) }
+        }
+    }
+
+    private func launch(_ kernel: cl_kernel, _ arguments: [KernelArgument], _ sizes: [Int], _ local: [Int]?) throws {
+        if parameters.count != arguments.count {
+            parameters = [Parameter](repeating: .unset, count: arguments.count)
+        }
+        for (index, argument) in arguments.enumerated() {
+            let parameter: Parameter
+            switch argument {
+            case .buffer(let buffer): parameter = .buffer(buffer.number)
+            case .int(let value): parameter = .int(Int32(truncatingIfNeeded: value))
+            case .ulong(let value): parameter = .ulong(UInt64(value))
+            case .float(let value): parameter = .float(value.bitPattern)
+            }
+            if parameters[index] == parameter { continue }
+            parameters[index] = .unset
+            let status: cl_int
+            switch argument {
+            case .buffer(let buffer):
+                var memory: cl_mem? = buffer.handle
+                status = clSetKernelArg(kernel, cl_uint(index), MemoryLayout<cl_mem?>.size, &memory)
+            case .int(let value):
+                var int = Int32(truncatingIfNeeded: value)
+                status = clSetKernelArg(kernel, cl_uint(index), 4, &int)
+            case .ulong(let value):
+                var ulong = cl_ulong(value)
+                status = clSetKernelArg(kernel, cl_uint(index), 8, &ulong)
+            case .float(var value):
+                status = clSetKernelArg(kernel, cl_uint(index), 4, &value)
+            }
+            try check(status, "clSetKernelArg", "argument \(index) of \(name)")
+            parameters[index] = parameter
+        }
         let status = clEnqueueNDRangeKernel(
             queue.handle,
-            handle,
+            kernel,
             cl_uint(sizes.count),
             nil,
             sizes,
@@ -81,6 +157,7 @@ public final class Kernel {
             "clEnqueueNDRangeKernel",
             "\(name), global \(sizes), local \(local.map { "\($0)" } ?? "automatic")"
         )
+        queue.launchCount += 1
     }
 
     private func checkGeometry(_ local: [Int]) throws {

@@ -3,7 +3,6 @@
 internal import CKernels
 internal import COpenCL
 internal import Foundation
-internal import Logging
 
 /// A kernel could not be found or built.
 public enum KernelError: Error, Sendable, Equatable, CustomStringConvertible {
@@ -37,21 +36,33 @@ public enum KernelError: Error, Sendable, Equatable, CustomStringConvertible {
 public final class KernelLibrary {
     private let queue: CommandQueue
     private let directory: String?
-    private var programs: [String: cl_program] = [:]
+    private let compiler: ProgramCompiler
+    private let background: BackgroundBuilds?
+    private var builds: [String: ProgramBuild] = [:]
     private var kernels: [String: Kernel] = [:]
     private var sources: [String: String] = [:]
 
     /// A library for one queue.
     ///
-    /// - Parameter directory: A directory with `.cl` files to read instead of the embedded ones.
-    public init(_ queue: CommandQueue, directory: String? = nil) {
+    /// - Parameters:
+    ///   - directory: A directory with `.cl` files to read instead of the embedded ones.
+    ///   - cache: Where built programs are kept; not used with PoCL, which keeps them by itself and would compile once more to hand them out.
+    ///   - backgroundThreads: Threads that build programs. With any, `kernel` returns before its program is built, launches wait in order, and a
+    ///     failed build is reported by whatever next waits for the device. With none, `kernel` builds.
+    public init(
+        _ queue: CommandQueue,
+        directory: String? = nil,
+        cache: ProgramCache? = nil,
+        backgroundThreads: Int = 0
+    ) {
         self.queue = queue
         self.directory = directory
+        compiler = ProgramCompiler(queue, cache: queue.device.isPoCL ? nil : cache)
+        background = backgroundThreads > 0 ? BackgroundBuilds(threads: backgroundThreads) : nil
     }
 
     deinit {
-        kernels.removeAll()
-        for program in programs.values { clReleaseProgram(program) }
+        queue.abandonWaiting()
     }
 
     /// The names of the embedded kernel files.
@@ -76,65 +87,36 @@ public final class KernelLibrary {
         let options = macros.map { "-D\($0.key)=\($0.value)" }.sorted().joined(separator: " ")
         let key = "\(file) \(name) \(options)"
         if let kernel = kernels[key] { return kernel }
-        let program = try program(file: file, options: options)
-        var status = CL_SUCCESS
-        guard let handle = clCreateKernel(program, name, &status) else {
-            throw OpenCLError(
-                OpenCLStatus(rawValue: status),
-                "clCreateKernel",
-                context: "\(name) in Kernels/\(file) with \(options)"
-            )
+        let build = try build(file: file, options: options)
+        let kernel = Kernel(name: name, queue: queue) {
+            try KernelLibrary.handle(name, of: build, argumentCount: argumentCount)
         }
-        let kernel = Kernel(handle, name: name, queue: queue)
-        var count: cl_uint = 0
-        try check(clGetKernelInfo(handle, cl_kernel_info(CL_KERNEL_NUM_ARGS), 4, &count, nil), "clGetKernelInfo")
-        guard Int(count) == argumentCount else {
-            throw KernelError.argumentCount(file: file, kernel: name, expected: argumentCount, found: Int(count))
-        }
+        if background == nil { try kernel.prepare() }
         kernels[key] = kernel
         return kernel
     }
 
-    private func program(file: String, options: String) throws -> cl_program {
+    private func build(file: String, options: String) throws -> ProgramBuild {
         let key = "\(file) \(options)"
-        if let program = programs[key] { return program }
+        if let build = builds[key] { return build }
         // #line keeps the numbers of the compiler's messages those of the file.
         let text =
             "#line 1 \"common.clh\"\n" + (try source("common.clh")) + "\n#line 1 \"\(file)\"\n" + (try source(file))
         let allOptions = "-cl-std=CL1.2 -cl-mad-enable -cl-no-signed-zeros \(options)"
-        var status = CL_SUCCESS
-        let created = text.withCString { pointer -> cl_program? in
-            var string: UnsafePointer<CChar>? = pointer
-            return clCreateProgramWithSource(queue.context, 1, &string, nil, &status)
-        }
-        guard let program = created else {
-            throw OpenCLError(OpenCLStatus(rawValue: status), "clCreateProgramWithSource", context: file)
-        }
-        var id: cl_device_id? = queue.device.id
-        status = clBuildProgram(program, 1, &id, allOptions, nil, nil)
-        guard status == CL_SUCCESS else {
-            let log = buildLog(program)
-            clReleaseProgram(program)
-            throw KernelError.buildFailed(
-                file: file,
-                options: allOptions,
-                log: log.isEmpty ? OpenCLStatus(rawValue: status).description : log
-            )
-        }
-        queue.logger.debug("built kernels", metadata: ["file": "\(file)", "options": "\(options)"])
-        programs[key] = program
-        return program
+        let build = ProgramBuild(ProgramSource(file: file, text: text, options: allOptions), compiler)
+        builds[key] = build
+        background?.add(build)
+        return build
     }
 
-    private func buildLog(_ program: cl_program) -> String {
-        var size = 0
-        let log = cl_program_build_info(CL_PROGRAM_BUILD_LOG)
-        guard clGetProgramBuildInfo(program, queue.device.id, log, 0, nil, &size) == CL_SUCCESS, size > 0 else {
-            return ""
+    /// Creates a kernel and checks its parameters; a program from the cache that fails at this is compiled.
+    static func handle(_ name: String, of build: ProgramBuild, argumentCount: Int) throws -> KernelHandle {
+        let program = try build.program()
+        do {
+            return try KernelHandle(name, of: program, build.source, argumentCount: argumentCount)
+        } catch  where program.isFromCache {
+            return try KernelHandle(name, of: build.rebuilt(), build.source, argumentCount: argumentCount)
         }
-        var bytes = [UInt8](repeating: 0, count: size)
-        guard clGetProgramBuildInfo(program, queue.device.id, log, size, &bytes, nil) == CL_SUCCESS else { return "" }
-        return String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
     }
 
     private func source(_ file: String) throws -> String {

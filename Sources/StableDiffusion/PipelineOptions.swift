@@ -39,7 +39,7 @@ public struct PipelineOptions: Sendable, Equatable {
     public var noise: NoiseSource
     /// Directory of `.cl` files to use instead of the embedded ones, for work on kernels.
     public var kernelsDirectory: String?
-    /// Directory for tuning results; nil keeps none.
+    /// Directory for tuning results and built kernels; nil keeps none.
     public var cacheDirectory: String?
 
     /// Options from their parts.

@@ -40,6 +40,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
             index: options.device.index,
             precision: ElementType(options.precision),
             kernelsDirectory: options.kernelsDirectory,
+            cacheDirectory: options.cacheDirectory,
             logger: logger
         )
         switch options.device.gemm {

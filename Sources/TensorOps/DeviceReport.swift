@@ -30,18 +30,23 @@ extension TensorDevice {
     ///   - platform: Part of a platform's name; nil for any.
     ///   - index: Position within the platform, or among all devices; nil for the best.
     ///   - precision: Storage of weights, and of activations where the device's kernels can.
+    ///   - cacheDirectory: Where built kernels are kept; nil keeps none.
     /// - Throws: `DeviceSelectionError`, whose description says what was looked for and what to install; `OpenCLError`.
     public convenience init(
         platform: String?,
         index: Int?,
         precision: ElementType,
         kernelsDirectory: String?,
+        cacheDirectory: String?,
         logger: Logger
     ) throws {
+        let device = try Device.choose(platform: platform, index: index)
         try self.init(
-            Device.choose(platform: platform, index: index),
+            device,
             precision: precision,
             kernelsDirectory: kernelsDirectory,
+            cacheDirectory: cacheDirectory,
+            buildsInBackground: device.buildsInParallel,
             logger: logger
         )
     }
@@ -53,6 +58,9 @@ extension TensorDevice {
     public func finish() throws {
         try queue.finish()
     }
+
+    /// Kernels enqueued so far: with the time of the thread that enqueued them, what a launch costs the host.
+    public var launchCount: Int { queue.launchCount }
 
     /// Gives memory that no tensor uses back to the device.
     public func releaseUnusedMemory() {

@@ -1,5 +1,6 @@
 // The device as the operators see it: queue, pool, kernels, tuning, and the storage types of activations and weights.
 
+internal import Foundation
 public import Logging
 public import OpenCLRuntime
 
@@ -31,7 +32,14 @@ public final class TensorDevice {
     public var gemmProvider: (_ inChannels: Int, _ outChannels: Int) -> GEMMProvider = { _, _ in .builtin }
     private let hasDotProduct: Bool
     private let library: KernelLibrary
+    private var kernels: [KernelKey: Kernel] = [:]
     private var zeroBuffer: Buffer?
+
+    /// What operators ask for; the macros of the device are the same for all.
+    private struct KernelKey: Hashable {
+        let name: String
+        let macros: [String: Int]
+    }
 
     /// A device that stores weights in `precision`.
     ///
@@ -44,6 +52,10 @@ public final class TensorDevice {
     ///   - activations: Storage of activations; nil chooses as above. The CPU family takes float32 only (traps).
     ///   - operands: Storage of operands; nil chooses as above. Other than activations only on the CPU family, and bfloat16 (traps).
     ///   - tuning: Tiles and work-group sizes; nil takes the family's for this device.
+    ///   - kernelsDirectory: A directory with `.cl` files to use instead of the embedded ones.
+    ///   - cacheDirectory: Where built kernels are kept, in a directory `programs`; nil keeps none.
+    ///   - buildsInBackground: Whether operators return while kernels are being built, on as many threads as there are processors to spare;
+    ///     what cannot be built is then reported by what next waits for the device.
     public init(
         _ device: Device,
         precision: ElementType,
@@ -52,11 +64,18 @@ public final class TensorDevice {
         operands: ElementType? = nil,
         tuning: KernelTuning? = nil,
         kernelsDirectory: String? = nil,
+        cacheDirectory: String? = nil,
+        buildsInBackground: Bool = false,
         logger: Logger
     ) throws {
         queue = try CommandQueue(device: device, logger: logger)
         pool = BufferPool(queue)
-        library = KernelLibrary(queue, directory: kernelsDirectory)
+        library = KernelLibrary(
+            queue,
+            directory: kernelsDirectory,
+            cache: cacheDirectory.map { ProgramCache(directory: $0 + "/programs", logger: logger) },
+            backgroundThreads: buildsInBackground ? min(ProcessInfo.processInfo.activeProcessorCount - 1, 8) : 0
+        )
         self.tuning = tuning ?? KernelTuning.forDevice(device, family: family)
         weightType = precision
         activationType = activations ?? (self.tuning.family == .cpu ? .float32 : precision)
@@ -101,13 +120,18 @@ public final class TensorDevice {
 
     /// A kernel built with the macros of this device's storage types and vectors besides its own.
     func kernel(_ name: String, file: String, macros: [String: Int] = [:], arguments: Int) throws -> Kernel {
+        // Asked for at every launch: putting the options together and sorting them costs more than enqueueing.
+        let key = KernelKey(name: name, macros: macros)
+        if let kernel = kernels[key] { return kernel }
         var all = macros
         all["ACTIVATION"] = activationType.rawValue
         all["WEIGHT"] = weightType.rawValue
         if operandType != activationType { all["OPERAND"] = operandType.rawValue }
         if hasDotProduct { all["DOT"] = 1 }
         if tuning.family == .cpu { all["VEC"] = tuning.vectorWidth }
-        return try library.kernel(name, file: file, macros: all, argumentCount: arguments)
+        let kernel = try library.kernel(name, file: file, macros: all, argumentCount: arguments)
+        kernels[key] = kernel
+        return kernel
     }
 
     /// At least `count` zero elements of any type.

@@ -1,0 +1,2 @@
+// zlib's CRC-32.
+#include <zlib.h>
