@@ -27,6 +27,9 @@ static const char normalization[] = {
 static const char packing[] = {
 #embed "../../Kernels/packing.cl" suffix(, 0)
 };
+static const char row_bands[] = {
+#embed "../../Kernels/row_bands.cl" suffix(, 0)
+};
 static const char winograd[] = {
 #embed "../../Kernels/winograd.cl" suffix(, 0)
 };
@@ -40,6 +43,7 @@ static const struct diffused_kernel_file files[] = {
     {"image_conversion.cl", image_conversion},
     {"normalization.cl", normalization},
     {"packing.cl", packing},
+    {"row_bands.cl", row_bands},
     {"winograd.cl", winograd},
 };
 

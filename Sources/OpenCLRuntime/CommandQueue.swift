@@ -4,6 +4,20 @@
 internal import COpenCL
 public import Logging
 
+/// How much memory may be allocated.
+public struct MemoryLimits: Sendable, Equatable {
+    /// Bytes in all.
+    public var totalBytes: Int
+    /// Bytes in one allocation.
+    public var allocationBytes: Int
+
+    /// Limits from their parts.
+    public init(totalBytes: Int, allocationBytes: Int) {
+        self.totalBytes = totalBytes
+        self.allocationBytes = allocationBytes
+    }
+}
+
 /// An in-order command queue and its context on one device.
 public final class CommandQueue {
     /// The device.
@@ -16,6 +30,12 @@ public final class CommandQueue {
     public internal(set) var allocatedBytes = 0
     /// The most bytes that were ever live at once.
     public internal(set) var peakBytes = 0
+    /// The device's memory; less of it makes any device a small one.
+    public var limits: MemoryLimits
+    /// Set while `BufferPool.need` counts: then nothing reaches the device.
+    var dryRun: DryRun?
+    /// Whether allocations are only counted and commands not enqueued.
+    public var isDryRun: Bool { dryRun != nil }
 
     /// Kernels enqueued so far.
     public internal(set) var launchCount = 0
@@ -29,6 +49,7 @@ public final class CommandQueue {
     public init(device: Device, logger: Logger) throws(OpenCLError) {
         self.device = device
         self.logger = logger
+        limits = MemoryLimits(totalBytes: device.globalMemoryBytes, allocationBytes: device.maxAllocationBytes)
         var status = CL_SUCCESS
         var id: cl_device_id? = device.id
         guard let context = clCreateContext(nil, 1, &id, nil, nil, &status) else {
@@ -52,6 +73,7 @@ public final class CommandQueue {
     ///
     /// The corresponding OpenCL function is `clFinish`.
     public func finish() throws(OpenCLError) {
+        if isDryRun { return }
         try enqueueWaiting()
         try check(clFinish(handle), "clFinish")
     }
@@ -61,7 +83,7 @@ public final class CommandQueue {
     /// The corresponding OpenCL function is `clEnqueueWriteBuffer`.
     public func write(_ bytes: UnsafeRawBufferPointer, to buffer: Buffer, at offset: Int = 0) throws(OpenCLError) {
         precondition(offset + bytes.count <= buffer.byteCount, "write of \(bytes.count) bytes beyond the buffer")
-        guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
+        guard let base = bytes.baseAddress, !bytes.isEmpty, !isDryRun else { return }
         if !isUpToDate, bytes.count <= CommandQueue.largestWaitingWrite {
             let copy = [UInt8](bytes)
             return perform { [unowned self] in try copy.withUnsafeBytes { try write($0, to: buffer, at: offset) } }
@@ -79,7 +101,7 @@ public final class CommandQueue {
     /// The corresponding OpenCL function is `clEnqueueReadBuffer`.
     public func read(_ buffer: Buffer, into bytes: UnsafeMutableRawBufferPointer) throws(OpenCLError) {
         precondition(bytes.count <= buffer.byteCount, "read of \(bytes.count) bytes beyond the buffer")
-        guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
+        guard let base = bytes.baseAddress, !bytes.isEmpty, !isDryRun else { return }
         try enqueueWaiting()
         try check(
             clEnqueueReadBuffer(handle, buffer.handle, cl_bool(CL_TRUE), 0, bytes.count, base, 0, nil, nil),
@@ -100,6 +122,7 @@ public final class CommandQueue {
         sourcePitch: Int,
         destinationPitch: Int
     ) throws(OpenCLError) {
+        if isDryRun { return }
         if !isUpToDate {
             return perform { [unowned self] in
                 try copyRows(
@@ -134,6 +157,44 @@ public final class CommandQueue {
             ),
             "clEnqueueCopyBufferRect",
             "\(rows) rows of \(rowBytes) bytes"
+        )
+    }
+
+    /// Copies bytes from one buffer to another.
+    ///
+    /// The corresponding OpenCL function is `clEnqueueCopyBuffer`.
+    public func copy(
+        from source: Buffer,
+        at sourceOffset: Int,
+        to destination: Buffer,
+        at destinationOffset: Int,
+        byteCount: Int
+    ) throws(OpenCLError) {
+        precondition(sourceOffset + byteCount <= source.byteCount, "copy of \(byteCount) bytes from beyond the buffer")
+        precondition(
+            destinationOffset + byteCount <= destination.byteCount,
+            "copy of \(byteCount) bytes beyond the buffer"
+        )
+        if isDryRun || byteCount == 0 { return }
+        if !isUpToDate {
+            return perform { [unowned self] in
+                try copy(from: source, at: sourceOffset, to: destination, at: destinationOffset, byteCount: byteCount)
+            }
+        }
+        try check(
+            clEnqueueCopyBuffer(
+                handle,
+                source.handle,
+                destination.handle,
+                sourceOffset,
+                destinationOffset,
+                byteCount,
+                0,
+                nil,
+                nil
+            ),
+            "clEnqueueCopyBuffer",
+            "\(byteCount) bytes"
         )
     }
 }

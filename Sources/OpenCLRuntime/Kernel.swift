@@ -73,6 +73,12 @@ public final class Kernel {
         self.make = make
     }
 
+    /// A kernel that is never run, for the dry run under way: none has to be built to count memory.
+    public convenience init(dryRunOf name: String, on queue: CommandQueue) {
+        precondition(queue.isDryRun, "\(name) outside a dry run")
+        self.init(name: name, queue: queue) { preconditionFailure("\(name) is launched after its dry run") }
+    }
+
     /// Waits until the kernel is built.
     @discardableResult
     func prepare() throws -> cl_kernel {
@@ -92,6 +98,7 @@ public final class Kernel {
     ///   - local: Work-group size; nil leaves it to the implementation.
     /// - Throws: `KernelError.geometry` beyond the device's limits, `OpenCLError`.
     public func enqueue(_ arguments: [KernelArgument], global: [Int], local: [Int]? = nil) throws {
+        if queue.isDryRun { return }
         for (index, argument) in arguments.enumerated() {
             if case .int(let value) = argument, Int32(exactly: value) == nil {
                 throw KernelError.geometry(kernel: name, reason: "argument \(index) is \(value), beyond 32 bits")

@@ -99,6 +99,8 @@ public struct GenerationRequest: Sendable, Equatable {
 public enum GenerationError: Error, Sendable, Equatable, CustomStringConvertible {
     /// A parameter is outside what this model or device can do.
     case invalid(field: String, reason: String)
+    /// A picture of the size asked for does not fit the memory.
+    case doesNotFit(PictureMemory)
     /// The device refused an allocation; `bytes` is what the request needed in that one allocation, nil when the driver
     /// did not tell which it was.
     case outOfDeviceMemory(bytes: Int?, reason: String)
@@ -111,6 +113,7 @@ public enum GenerationError: Error, Sendable, Equatable, CustomStringConvertible
     public var description: String {
         switch self {
         case .invalid(let field, let reason): "\(field): \(reason)"
+        case .doesNotFit(let memory): memory.description
         case .outOfDeviceMemory(nil, let reason): "not enough device memory (\(reason))"
         case .outOfDeviceMemory(let bytes?, let reason):
             "not enough device memory: an allocation of \(bytes) bytes was refused (\(reason))"

@@ -13,10 +13,12 @@ public final class StableDiffusionPipeline: ImageGenerator {
     let textEncoder: CLIPTextModel
     let unet: UNet2DConditionModel
     let vae: AutoencoderKL
-    private let configuration: ModelConfiguration
+    let configuration: ModelConfiguration
     private let noise: NoiseSource
     /// Picture size that the pool's buffers are for.
     private var pooledSize: [Int] = []
+    /// Ways to make the picture asked for last, and what each takes.
+    var plans: [PicturePlan] = []
 
     /// Loads a model: the whole folder is checked before the device is opened, every tensor before it is uploaded.
     ///
@@ -105,6 +107,27 @@ public final class StableDiffusionPipeline: ImageGenerator {
         )
     }
 
+    /// One step, in place.
+    ///
+    /// - Parameters:
+    ///   - latents: `[1, H, W, C]`, float32.
+    ///   - guidance: The guidance scale; nil without guidance.
+    func denoise(
+        _ latents: Tensor,
+        _ step: SchedulerStep,
+        _ context: CrossAttentionContext,
+        guidance: Float?
+    ) throws {
+        let input = try latents.modelInput(scale: Float(step.modelInputScale), copies: guidance == nil ? 1 : 2)
+        let output = try unet(input, timestep: step.timestep, context)
+        try latents.guidedStep(
+            output: output,
+            guidance: guidance,
+            sampleScale: Float(step.sample),
+            outputScale: Float(step.modelOutput)
+        )
+    }
+
     /// The sampler's steps for a request, after its size and steps have been checked.
     func scheduler(_ request: GenerationRequest) throws -> any Scheduler {
         let multiple = configuration.sizeMultiple
@@ -112,21 +135,13 @@ public final class StableDiffusionPipeline: ImageGenerator {
         where value < multiple || value % multiple != 0 {
             throw GenerationError.invalid(field: field, reason: "\(value) is not a positive multiple of \(multiple)")
         }
+        for (field, value) in [("width", request.width), ("height", request.height)] where value > 1 << 20 {
+            throw GenerationError.invalid(field: field, reason: "\(value) is more than \(1 << 20)")
+        }
         guard request.guidanceScale <= GenerationRequest.maximumGuidanceScale else {
             throw GenerationError.invalid(
                 field: "scale",
                 reason: "\(request.guidanceScale) is more than \(GenerationRequest.maximumGuidanceScale)"
-            )
-        }
-        // Said now rather than after all the steps: decoding needs the largest allocation of a generation.
-        let bytes =
-            vae.largestActivation(width: request.width, height: request.height) * device.activationType.byteCount
-        if bytes > device.maxAllocationBytes {
-            throw GenerationError.outOfDeviceMemory(
-                bytes: bytes,
-                reason:
-                    "decoding \(request.width)x\(request.height) pixels takes a tensor of that size, the device's largest "
-                    + "single allocation is \(device.maxAllocationBytes) bytes: ask for a smaller picture"
             )
         }
         return try request.sampler.scheduler(configuration: configuration.scheduler, steps: request.steps)
@@ -155,6 +170,7 @@ final class TextToImageGeneration: Generation {
     private let pipeline: StableDiffusionPipeline
     private let scheduler: any Scheduler
     private let context: CrossAttentionContext
+    private let plan: PicturePlan
     private let truncatedPrompt: String?
     /// `[1, H, W, C]`, float32.
     private(set) var latents: Tensor
@@ -166,6 +182,8 @@ final class TextToImageGeneration: Generation {
         self.request = request
         self.pipeline = pipeline
         scheduler = try pipeline.scheduler(request)
+        // Said now rather than after all the steps.
+        plan = try pipeline.plan(for: request)
         let (states, truncatedPrompt) = try pipeline.encode(request)
         self.truncatedPrompt = truncatedPrompt
         context = try pipeline.unet.context(of: states)
@@ -177,13 +195,11 @@ final class TextToImageGeneration: Generation {
         try translatingDeviceErrors(releasing: pipeline.device) {
             let step = scheduler.steps[completedSteps]
             precondition(step.noise == 0, "DDIM without eta adds no noise")
-            let input = try latents.modelInput(scale: Float(step.modelInputScale), copies: request.usesGuidance ? 2 : 1)
-            let output = try pipeline.unet(input, timestep: step.timestep, context)
-            try latents.guidedStep(
-                output: output,
-                guidance: request.usesGuidance ? Float(request.guidanceScale) : nil,
-                sampleScale: Float(step.sample),
-                outputScale: Float(step.modelOutput)
+            try pipeline.denoise(
+                latents,
+                step,
+                context,
+                guidance: request.usesGuidance ? Float(request.guidanceScale) : nil
             )
             try pipeline.device.finish()
         }
@@ -193,7 +209,7 @@ final class TextToImageGeneration: Generation {
     func decode() throws -> GeneratedImage {
         precondition(completedSteps == totalSteps, "decode before the last step")
         return try translatingDeviceErrors(releasing: pipeline.device) {
-            let picture = try pipeline.vae.decode(latents)
+            let picture = try pipeline.vae.decode(latents, bands: plan.bands)
             // As bytes it would be a black picture like any other.
             guard try picture.floats().allSatisfy(\.isFinite) else {
                 throw GenerationError.nonFinite(

@@ -64,8 +64,8 @@ public func attention(
         let paddedKeys = (keyCount + span - 1) / span * span
         let paddedSize = (headSize + tuning.vectorWidth - 1) / tuning.vectorWidth * tuning.vectorWidth
         let packedType: ElementType = isPaired ? .bfloat16 : .float32
-        let packedKeys = try Tensor([batch, heads, paddedKeys, headSize], packedType, on: device)
-        let packedValues = try Tensor([batch, heads, paddedKeys, paddedSize], packedType, on: device)
+        let packedKeys = try Tensor([batch, heads, paddedKeys, headSize], packedType, isScratch: true, on: device)
+        let packedValues = try Tensor([batch, heads, paddedKeys, paddedSize], packedType, isScratch: true, on: device)
         try device.kernel("attention_pack", file: "attention.cl", macros: macros, arguments: 11).enqueue(
             keys.arguments + values.arguments + [
                 .buffer(packedKeys.buffer), .buffer(packedValues.buffer), .int(keyCount), .int(heads), .int(headSize),

@@ -67,9 +67,6 @@ extension TensorDevice {
         pool.removeAll()
     }
 
-    /// The largest single allocation in bytes.
-    public var maxAllocationBytes: Int { queue.device.maxAllocationBytes }
-
     /// The most bytes of device memory that were allocated at once.
     public var peakBytes: Int { queue.peakBytes }
 

@@ -44,14 +44,20 @@ public struct Tensor {
 
     /// A tensor with undefined contents from the pool.
     ///
+    /// - Parameter isScratch: Whether it is released before anything is made that outlives it; see `BufferPool.take`.
     /// - Throws: `OpenCLError`; out of memory with the bytes asked for.
-    public init(_ shape: [Int], _ elementType: ElementType? = nil, on device: TensorDevice) throws {
+    public init(
+        _ shape: [Int],
+        _ elementType: ElementType? = nil,
+        isScratch: Bool = false,
+        on device: TensorDevice
+    ) throws {
         let elementType = elementType ?? device.activationType
         self.shape = shape
         self.elementType = elementType
         self.device = device
         storage = Storage(
-            try device.pool.take(shape.reduce(1, *) * elementType.byteCount),
+            try device.pool.take(shape.reduce(1, *) * elementType.byteCount, isScratch: isScratch),
             pool: device.pool
         )
     }

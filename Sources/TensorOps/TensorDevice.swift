@@ -30,6 +30,11 @@ public final class TensorDevice {
     public let weightType: ElementType
     /// Chooses the GEMM for a linear layer by its input and output channels.
     public var gemmProvider: (_ inChannels: Int, _ outChannels: Int) -> GEMMProvider = { _, _ in .builtin }
+    /// Bytes the host has left, nil where that is not known; tests put another machine here.
+    public var hostAvailableBytes: () -> Int? = { HostMemory.availableBytes() }
+    /// Up to this much memory a computation need not be thrifty: half a gibibyte where it is taken from the rest of the machine, a quarter of a
+    /// device of its own.
+    public var comfortableBytes: Int
     private let hasDotProduct: Bool
     private let library: KernelLibrary
     private var kernels: [KernelKey: Kernel] = [:]
@@ -69,7 +74,9 @@ public final class TensorDevice {
         logger: Logger
     ) throws {
         queue = try CommandQueue(device: device, logger: logger)
-        pool = BufferPool(queue)
+        // On GPUs the driver waits for the device when memory is released, and nobody else needs what the pool keeps.
+        pool = BufferPool(queue, keptBytes: device.kind == .cpu ? 64 << 20 : 512 << 20)
+        comfortableBytes = device.kind == .cpu ? 512 << 20 : device.globalMemoryBytes / 4
         library = KernelLibrary(
             queue,
             directory: kernelsDirectory,
@@ -120,6 +127,7 @@ public final class TensorDevice {
 
     /// A kernel built with the macros of this device's storage types and vectors besides its own.
     func kernel(_ name: String, file: String, macros: [String: Int] = [:], arguments: Int) throws -> Kernel {
+        if queue.isDryRun { return Kernel(dryRunOf: name, on: queue) }
         // Asked for at every launch: putting the options together and sorting them costs more than enqueueing.
         let key = KernelKey(name: name, macros: macros)
         if let kernel = kernels[key] { return kernel }
@@ -138,6 +146,7 @@ public final class TensorDevice {
     func zeros(_ count: Int) throws -> Buffer {
         let bytes = count * ElementType.float32.byteCount
         if let zeroBuffer, zeroBuffer.byteCount >= bytes { return zeroBuffer }
+        if queue.isDryRun { return try Buffer(queue, byteCount: bytes) }
         let buffer = try Buffer(queue, byteCount: max(bytes, 16384))
         let zeros = [UInt8](repeating: 0, count: buffer.byteCount)
         try zeros.withUnsafeBytes { try queue.write($0, to: buffer) }

@@ -56,10 +56,12 @@ extension Tensor {
         let multiply = try device.kernel("winograd_multiply", file: file, macros: macros, arguments: 5)
         let output = try device.kernel("winograd_output", file: file, macros: macros, arguments: 11)
         let zeros = try device.zeros(max(channels, weights.outChannels))
-        let u = try Tensor([36, panels, channels, tuning.panelWidth], .float32, on: device)
-        let v = try Tensor([36, strip, channels], .float32, on: device)
-        let m = try Tensor([36, strip, pitch], .float32, on: device)
+        let u = try Tensor([36, panels, channels, tuning.panelWidth], .float32, isScratch: true, on: device)
+        let v = try Tensor([36, strip, channels], .float32, isScratch: true, on: device)
+        let m = try Tensor([36, strip, pitch], .float32, isScratch: true, on: device)
 
+        // What follows takes no memory, and large pictures have many strips.
+        if device.queue.isDryRun { return }
         try device.kernel("winograd_weights", file: file, macros: macros, arguments: 2).enqueue(
             [.buffer(weights.weights), .buffer(u.buffer)],
             global: [tuning.panelWidth / tuning.vectorWidth, channels, panels],

@@ -75,6 +75,28 @@ struct BufferTests {
         #expect(throws: Never.self) { try Buffer(queue, byteCount: 1000) }
     }
 
+    @Test func lowerLimitsMakeASmallDevice() throws {
+        let queue = try makeQueue()
+        queue.limits = MemoryLimits(totalBytes: 1000, allocationBytes: 600)
+        #expect(throws: OpenCLError.self) { try Buffer(queue, byteCount: 601) }
+        let first = try Buffer(queue, byteCount: 600)
+        #expect(throws: OpenCLError.self) { try Buffer(queue, byteCount: 401) }
+        withExtendedLifetime(first) {}
+    }
+
+    @Test func copiesBytesBetweenOffsets() throws {
+        let queue = try makeQueue()
+        let (source, destination) = (try Buffer(queue, byteCount: 16), try Buffer(queue, byteCount: 16))
+        try [UInt8](0..<16).withUnsafeBytes { try queue.write($0, to: source) }
+        try [UInt8](repeating: 99, count: 16).withUnsafeBytes { try queue.write($0, to: destination) }
+        try queue.copy(from: source, at: 3, to: destination, at: 10, byteCount: 4)
+        #expect(
+            try bytes(of: destination, queue, count: 16) == [
+                99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 3, 4, 5, 6, 99, 99,
+            ]
+        )
+    }
+
     @Test func allocationsAreCounted() throws {
         let queue = try makeQueue()
         var first: Buffer? = try Buffer(queue, byteCount: 1000)
@@ -111,6 +133,74 @@ struct BufferPoolTests {
         #expect(queue.allocatedBytes == 1 << 20)
         pool.removeAll()
         #expect(queue.allocatedBytes == 0)
+    }
+
+    /// The pool grows only while all of it is in use.
+    @Test func unusedBuffersAreReleasedBeforeThePoolGrows() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue, keptBytes: 0)
+        let (first, second) = (try pool.take(1 << 20), try pool.take(2 << 20))
+        #expect(pool.heldBytes == 3 << 20 && pool.highWaterBytes == 3 << 20)
+        pool.give(first)
+        pool.give(second)
+        // Those unused for longest go first, and only as many as there is need of.
+        let third = try pool.take(3 << 19)
+        #expect(pool.heldBytes == 7 << 19)
+        #expect(try pool.take(2 << 20) === second)
+        #expect(pool.highWaterBytes == 7 << 19)
+        pool.give(third)
+        pool.give(second)
+        pool.removeAll()
+        #expect(pool.heldBytes == 0 && pool.highWaterBytes == 0 && queue.allocatedBytes == 0)
+    }
+
+    @Test func upToWhatItKeepsNothingIsReleased() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue, keptBytes: 4 << 20)
+        let first = try pool.take(1 << 20)
+        pool.give(first)
+        pool.give(try pool.take(2 << 20))
+        #expect(try pool.take(1 << 20) === first)
+        #expect(pool.heldBytes == 3 << 20)
+    }
+
+    @Test func scratchTakesAnyLargerBuffer() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue)
+        let (large, larger) = (try pool.take(4 << 20), try pool.take(8 << 20))
+        pool.give(larger)
+        pool.give(large)
+        #expect(try pool.take(1 << 20, isScratch: true) === large)
+        #expect(try pool.take(5 << 20, isScratch: true) === larger)
+        #expect(try pool.take(1 << 20, isScratch: true).byteCount == 1 << 20)
+    }
+
+    @Test func aDryRunCountsWhatTheRealRunTakes() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue, keptBytes: 0)
+        func work() throws {
+            let first = try pool.take(1 << 20)
+            let second = try pool.take(4 << 20)
+            try [UInt8](repeating: 1, count: 16).withUnsafeBytes { try queue.write($0, to: first) }
+            try queue.copy(from: first, at: 0, to: second, at: 16, byteCount: 16)
+            pool.give(first)
+            pool.give(try pool.take(2 << 20))
+            pool.give(second)
+        }
+        pool.give(try pool.take(100))
+        let need = try pool.need(of: work)
+        #expect(need.peakBytes == 6 << 20 && need.largestAllocation == 4 << 20)
+        #expect(queue.allocatedBytes == 256 && queue.peakBytes == 256 && pool.heldBytes == 256 && !queue.isDryRun)
+        pool.removeAll()
+        try work()
+        #expect(pool.highWaterBytes == need.peakBytes)
+    }
+
+    @Test func aDryRunIsNotBoundByTheDevice() throws {
+        let queue = try makeQueue()
+        let pool = BufferPool(queue)
+        let need = try pool.need { pool.give(try pool.take(1 << 50)) }
+        #expect(need.peakBytes == 1 << 50)
     }
 
     /// Unused buffers must not be what makes an allocation fail.

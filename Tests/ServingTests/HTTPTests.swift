@@ -183,6 +183,36 @@ private func downloadID(_ response: TestResponse) throws -> String {
         }
     }
 
+    @Test func aPictureTooLargeForTheMemoryIsTheClientsMistakeUnlessItMayFitLater() async throws {
+        var memory = PictureMemory(
+            size: .init(width: 2048, height: 1024),
+            neededBytes: 3 << 30,
+            availableBytes: 1 << 30,
+            isOneAllocation: false,
+            largest: .init(width: 1024, height: 512),
+            isPermanent: true
+        )
+        let device = FakeDevice()
+        device.fail("never", with: .doesNotFit(memory))
+        memory.isPermanent = false
+        device.fail("later", with: .doesNotFit(memory))
+        try await withDaemon(device) { daemon in
+            try await daemon.test { client in
+                let never = try await client.generate("{\"prompt\": \"never\"}")
+                #expect(never.status == .unprocessableContent)
+                #expect(never.firstProblem?["loc"] == ["body", "width"])
+                #expect(
+                    never.firstProblem?["msg"]
+                        == "Value error, a picture of 2048x1024 pixels takes 3.00 GiB of memory besides the model, the device has 1.00 GiB; the largest of this shape that fits is 1024x512"
+                )
+                let later = try await client.generate("{\"prompt\": \"later\"}")
+                #expect(later.status == .serviceUnavailable)
+                #expect(later.detail?.contains("1.00 GiB are free at present") == true)
+                try await #expect(client.generate("{\"prompt\": \"fine\"}").status == .ok)
+            }
+        }
+    }
+
     @Test func aStoreThatFailsFailsOneRequest() async throws {
         try await withDaemon { daemon in
             try await daemon.test { client in

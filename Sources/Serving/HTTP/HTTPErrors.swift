@@ -88,6 +88,9 @@ extension Response {
         case .generation(.invalid(let field, let reason)):
             let problem = RequestProblem(type: "value_error", field: field, "Value error, \(reason)")
             self.init(status: .unprocessableContent, json: RequestProblems(problems: [problem]).json)
+        case .generation(.doesNotFit(let memory)) where memory.isPermanent:
+            let problem = RequestProblem(type: "value_error", field: "width", "Value error, \(memory)")
+            self.init(status: .unprocessableContent, json: RequestProblems(problems: [problem]).json)
         case .generation(let error):
             self.init(unavailable: error.description, retryAfter: nil)
         case .storage(let error) where error.isDiskFull:

@@ -180,7 +180,7 @@ extension JobFailure {
     /// What a client did wrong is no trouble of the daemon's.
     fileprivate var logLevel: Logger.Level {
         switch self {
-        case .generation(.invalid), .cancelled, .queueFull, .loading, .shuttingDown: .info
+        case .generation(.invalid), .generation(.doesNotFit), .cancelled, .queueFull, .loading, .shuttingDown: .info
         case .generation, .storage, .internal: .error
         }
     }

@@ -65,11 +65,11 @@ struct Transformer2DModel {
     }
 
     /// `[N, H, W, C]` to the same shape.
-    func callAsFunction(_ input: Tensor, _ context: CrossAttentionContext) throws -> Tensor {
+    func callAsFunction(_ input: consuming Tensor, _ context: CrossAttentionContext) throws -> Tensor {
         let tokens = [input.shape[0], input.shape[1] * input.shape[2], input.channels]
         var x = try projIn(norm(input).reshaped(tokens))
-        for block in blocks { x = try block(x, context) }
-        return try projOut(x, residual: input.reshaped(tokens)).reshaped(input.shape)
+        for block in blocks { x = try block(consume x, context) }
+        return try projOut(consume x, residual: input.reshaped(tokens)).reshaped(input.shape)
     }
 }
 
@@ -126,19 +126,10 @@ private struct BasicTransformerBlock {
         feedForwardOut = try Linear(loader.at("ff.net.2"), 4 * channels, channels, on: device)
     }
 
-    func callAsFunction(_ input: Tensor, _ context: CrossAttentionContext) throws -> Tensor {
+    func callAsFunction(_ input: consuming Tensor, _ context: CrossAttentionContext) throws -> Tensor {
         let channels = heads * headSize
-        let qkv = try queryKeyValue(norm1(input), isOperand: true)
-        var x = try selfOut(
-            attention(
-                queries: Columns(qkv),
-                keys: Columns(qkv, offset: channels),
-                values: Columns(qkv, offset: 2 * channels),
-                heads: heads,
-                headSize: headSize
-            ),
-            residual: input
-        )
+        var x = try selfOut(selfAttention(norm1(input)), residual: input)
+        _ = consume input
         let keyValue = context.keyValues[contextIndex]
         x = try crossOut(
             attention(
@@ -151,5 +142,17 @@ private struct BasicTransformerBlock {
             residual: x
         )
         return try feedForwardOut(gatedProjection(norm3(x), isOperand: true), residual: x)
+    }
+
+    private func selfAttention(_ x: consuming Tensor) throws -> Tensor {
+        let channels = heads * headSize
+        let qkv = try queryKeyValue(consume x, isOperand: true)
+        return try attention(
+            queries: Columns(qkv),
+            keys: Columns(qkv, offset: channels),
+            values: Columns(qkv, offset: 2 * channels),
+            heads: heads,
+            headSize: headSize
+        )
     }
 }

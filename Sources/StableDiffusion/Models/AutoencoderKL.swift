@@ -2,6 +2,14 @@
 
 internal import TensorOps
 
+/// How a picture is decoded in bands of rows: see `RowBands`.
+struct DecoderBands: Sendable, Equatable {
+    /// The first up block whose input is kept in bands; those before it, at lower resolution, are computed on the whole.
+    var firstBlock: Int
+    /// Rows of latents in a band.
+    var rows: Int
+}
+
 /// Latents to pictures.
 struct AutoencoderKL {
     private let configuration: AutoencoderKLConfiguration
@@ -55,35 +63,78 @@ struct AutoencoderKL {
         convOut = try Conv2d(decoder.at("conv_out"), last, configuration.outChannels, on: device)
     }
 
-    /// Elements of the largest activation when a picture of a size in pixels is decoded: an upsampled block output.
-    func largestActivation(width: Int, height: Int) -> Int {
-        let channels = configuration.blockOutChannels
-        return channels.indices.map { level in
-            let reduction = 1 << max(level - 1, 0)
-            return channels[level] * (width / reduction) * (height / reduction)
-        }.max() ?? 0
+    /// Ways to decode in bands, in the order of the memory they take; what they have more of is rows computed twice.
+    var bandings: [DecoderBands] {
+        // 8 rows of latents are 64 of the picture: two more for the neighbours cost 3 %.
+        let fromLast = upBlocks.indices.reversed().map { DecoderBands(firstBlock: $0, rows: 8) }
+        return fromLast + [4, 2, 1].map { DecoderBands(firstBlock: 0, rows: $0) }
     }
 
     /// Decodes one picture.
     ///
     /// - Parameters:
     ///   - latents: `[1, H, W, latentChannels]`, float32, as the sampler leaves them.
-    ///   - observe: Called with the name and output of every block, for tests.
+    ///   - bands: How to decode in bands, which takes less memory; nil on the whole.
+    ///   - observe: Called with the name and output of every block computed on the whole, for tests.
     /// - Returns: `[1, H * scaleFactor, W * scaleFactor, 3]`, about -1 ... 1.
-    func decode(_ latents: Tensor, observe: ((String, Tensor) throws -> Void)? = nil) throws -> Tensor {
-        var x = try latents.modelInput(scale: Float(1 / configuration.scalingFactor), copies: 1)
-        if let postQuantConv { x = try postQuantConv(x) }
-        x = try convIn(x)
-        try observe?("conv_in", x)
-        x = try midResnets[0](x)
-        if let midAttention { x = try midAttention(x) }
-        x = try midResnets[1](x)
-        try observe?("mid_block", x)
+    func decode(
+        _ latents: Tensor,
+        bands: DecoderBands? = nil,
+        observe: ((String, Tensor) throws -> Void)? = nil
+    ) throws -> Tensor {
+        if let bands {
+            return try decode(lowResolution(latents, before: bands.firstBlock, observe: observe), bands)
+        }
+        var x = try middle(latents, observe: observe)
         for (index, block) in upBlocks.enumerated() {
-            x = try block(x)
+            x = try block.upsampled(block(consume x))
             try observe?("up_blocks.\(index)", x)
         }
-        return try convOut(convNormOut(x, function: .silu))
+        return try convOut(convNormOut(consume x, function: .silu))
+    }
+
+    /// What stands before the up blocks, at the resolution of the latents.
+    private func middle(_ latents: Tensor, observe: ((String, Tensor) throws -> Void)?) throws -> Tensor {
+        var x = try latents.modelInput(scale: Float(1 / configuration.scalingFactor), copies: 1)
+        if let postQuantConv { x = try postQuantConv(consume x) }
+        x = try convIn(consume x)
+        try observe?("conv_in", x)
+        x = try midResnets[0](consume x)
+        if let midAttention { x = try midAttention(consume x) }
+        x = try midResnets[1](consume x)
+        try observe?("mid_block", x)
+        return x
+    }
+
+    /// Everything before a block but the upsampling that its input comes of.
+    private func lowResolution(
+        _ latents: Tensor,
+        before firstBlock: Int,
+        observe: ((String, Tensor) throws -> Void)?
+    ) throws -> Tensor {
+        var x = try middle(latents, observe: observe)
+        for index in 0..<firstBlock {
+            x = try upBlocks[index](consume x)
+            if index + 1 == firstBlock { break }
+            x = try upBlocks[index].upsampled(consume x)
+            try observe?("up_blocks.\(index)", x)
+        }
+        return x
+    }
+
+    /// The rest, in bands.
+    private func decode(_ input: consuming Tensor, _ bands: DecoderBands) throws -> Tensor {
+        let first = bands.firstBlock
+        var x = RowBands(input, bandRows: bands.rows << max(first - 1, 0))
+        if first > 0 { x = try upBlocks[first - 1].upsampled(x) }
+        for block in upBlocks[first...] { x = try block.upsampled(block(x)) }
+        let normalization = try convNormOut.normalization(of: x, function: .silu)
+        let picture = RowBands(height: x.height, bandRows: x.bandRows)
+        for index in x.indices {
+            try picture.append(convOut(x.window(index, normalization)), firstRow: x.rowsAbove(index))
+            x.release(index - 1)
+        }
+        return try picture.joined()
     }
 }
 
@@ -99,7 +150,7 @@ private struct AutoencoderAttention {
         out = try Linear(loader.at("to_out.0"), channels, channels, on: device)
     }
 
-    func callAsFunction(_ input: Tensor) throws -> Tensor {
+    func callAsFunction(_ input: consuming Tensor) throws -> Tensor {
         let channels = input.channels
         let tokens = [input.shape[0], input.shape[1] * input.shape[2], channels]
         let qkv = try queryKeyValue(groupNorm(input).reshaped(tokens), isOperand: true)
@@ -114,7 +165,7 @@ private struct AutoencoderAttention {
     }
 }
 
-/// Resnets, then twice the resolution except in the last block.
+/// Resnets, then twice the resolution except after the last block.
 private struct UpDecoderBlock2D {
     let resnets: [ResnetBlock2D]
     let upsampler: Conv2d?
@@ -143,10 +194,38 @@ private struct UpDecoderBlock2D {
             isLast ? nil : try Conv2d(loader.at("upsamplers.0.conv"), outChannels, outChannels, on: device)
     }
 
-    func callAsFunction(_ input: Tensor) throws -> Tensor {
+    /// The resnets.
+    func callAsFunction(_ input: consuming Tensor) throws -> Tensor {
         var x = input
-        for resnet in resnets { x = try resnet(x) }
-        if let upsampler { x = try upsampler(x, upsampledTo: (2 * x.shape[1], 2 * x.shape[2])) }
+        for resnet in resnets { x = try resnet(consume x) }
         return x
+    }
+
+    /// The resnets on a picture in bands, which are used up.
+    func callAsFunction(_ input: RowBands) throws -> RowBands {
+        try resnets.reduce(input) { try $1($0) }
+    }
+
+    /// Twice the resolution, except after the last block.
+    func upsampled(_ x: consuming Tensor) throws -> Tensor {
+        guard let upsampler else { return x }
+        return try upsampler(x, upsampledTo: (2 * x.shape[1], 2 * x.shape[2]))
+    }
+
+    /// The same of a picture in bands, which are used up.
+    func upsampled(_ x: RowBands) throws -> RowBands {
+        guard let upsampler else { return x }
+        let y = RowBands(height: 2 * x.height, bandRows: 2 * x.bandRows)
+        for index in x.indices {
+            let window = try x.window(index)
+            try y.append(
+                upsampler(window, upsampledTo: (2 * window.shape[1], 2 * window.shape[2])),
+                firstRow: 2 * x.rowsAbove(index)
+            )
+            x.release(index - 1)
+        }
+        // Nobody else has a use for the last band.
+        if let last = x.indices.last { x.release(last) }
+        return y
     }
 }

@@ -153,6 +153,11 @@ struct GroupNorm {
     func callAsFunction(_ x: Tensor, function: ActivationFunction = .none) throws -> Tensor {
         try x.groupNorm(weights, groups: groups, epsilon: epsilon, function: function)
     }
+
+    /// The same of a picture in bands, for their windows.
+    func normalization(of x: RowBands, function: ActivationFunction = .none) throws -> RowBands.Normalization {
+        try x.normalization(weights, groups: groups, epsilon: epsilon, function: function)
+    }
 }
 
 /// Layer normalisation with scale and shift (diffusers: `nn.LayerNorm`).

@@ -87,18 +87,18 @@ struct UNet2DConditionModel {
 
         // 3. middle
         if let midBlock {
-            x = try midBlock(x, timeEmbedding: timeEmbedding, context)
+            x = try midBlock(consume x, timeEmbedding: timeEmbedding, context)
             try observe?("mid_block", x)
         }
 
         // 4. up
         for (index, block) in upBlocks.enumerated() {
-            x = try block(x, timeEmbedding: timeEmbedding, context, skips: &skips)
+            x = try block(consume x, timeEmbedding: timeEmbedding, context, skips: &skips)
             try observe?("up_blocks.\(index)", x)
         }
 
         // 5. out
-        return try convOut(convNormOut(x, function: .silu))
+        return try convOut(convNormOut(consume x, function: .silu))
     }
 
     /// The sinusoidal embedding of a timestep, in float32 step by step as diffusers' `get_timestep_embedding` computes it.

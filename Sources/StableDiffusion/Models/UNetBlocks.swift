@@ -35,13 +35,42 @@ struct ResnetBlock2D {
 
     /// `[N, H, W, inChannels]` to `[N, H, W, outChannels]`.
     ///
+    /// Every tensor is released after its last use: at the decoder's full resolution each is a good part of the memory.
     /// - Parameter timeEmbedding: `[N, timeChannels]`, SiLU already applied, as every block begins with it.
-    func callAsFunction(_ input: Tensor, timeEmbedding: Tensor? = nil) throws -> Tensor {
+    func callAsFunction(_ input: consuming Tensor, timeEmbedding: Tensor? = nil) throws -> Tensor {
         let channelBias: Tensor? =
             if let timeEmbProj, let timeEmbedding { try timeEmbProj(timeEmbedding) } else { nil }
         let x = try conv1(norm1(input, function: .silu), channelBias: channelBias)
-        let shortcut = try convShortcut?(input) ?? input
-        return try conv2(norm2(x, function: .silu), residual: shortcut)
+        let normalized = try norm2(consume x, function: .silu)
+        guard let convShortcut else { return try conv2(normalized, residual: input) }
+        let shortcut = try convShortcut(input)
+        _ = consume input
+        return try conv2(normalized, residual: shortcut)
+    }
+
+    /// The same of a picture in bands, which are used up; for blocks that know no timestep.
+    ///
+    /// The output grows as input and intermediate result are released, so that the peak is the sum of these two.
+    func callAsFunction(_ input: RowBands) throws -> RowBands {
+        let hidden = RowBands(height: input.height, bandRows: input.bandRows)
+        let output = RowBands(height: input.height, bandRows: input.bandRows)
+        let first = try norm1.normalization(of: input, function: .silu)
+        for index in input.indices {
+            try hidden.append(conv1(input.window(index, first)), firstRow: input.rowsAbove(index))
+        }
+        let second = try norm2.normalization(of: hidden, function: .silu)
+        for index in input.indices {
+            // A residual is added pixel by pixel, so that it needs no neighbours.
+            let band = try input.window(index, isExact: false)
+            let shortcut = try convShortcut?(band) ?? band
+            try output.append(
+                conv2(hidden.window(index, second), residual: shortcut),
+                firstRow: input.rowsAbove(index)
+            )
+            input.release(index)
+            hidden.release(index - 1)
+        }
+        return output
     }
 }
 
@@ -110,8 +139,8 @@ struct DownBlock2D {
     ) throws -> Tensor {
         var x = input
         for (index, resnet) in resnets.enumerated() {
-            x = try resnet(x, timeEmbedding: timeEmbedding)
-            if !attentions.isEmpty { x = try attentions[index](x, context) }
+            x = try resnet(consume x, timeEmbedding: timeEmbedding)
+            if !attentions.isEmpty { x = try attentions[index](consume x, context) }
             skips.append(x)
         }
         if let downsampler {
@@ -136,9 +165,11 @@ struct UNetMidBlock2DCrossAttn {
     }
 
     /// `[N, H, W, C]` to the same shape.
-    func callAsFunction(_ input: Tensor, timeEmbedding: Tensor, _ context: CrossAttentionContext) throws -> Tensor {
+    func callAsFunction(_ input: consuming Tensor, timeEmbedding: Tensor, _ context: CrossAttentionContext) throws
+        -> Tensor
+    {
         let x = try attention(resnets[0](input, timeEmbedding: timeEmbedding), context)
-        return try resnets[1](x, timeEmbedding: timeEmbedding)
+        return try resnets[1](consume x, timeEmbedding: timeEmbedding)
     }
 }
 
@@ -173,18 +204,19 @@ struct UpBlock2D {
     ///
     /// The result has the size of the next skip connection, which is not always twice the input's: odd sizes were rounded up on the way down.
     func callAsFunction(
-        _ input: Tensor,
+        _ input: consuming Tensor,
         timeEmbedding: Tensor,
         _ context: CrossAttentionContext,
         skips: inout [Tensor]
     ) throws -> Tensor {
         var x = input
         for (index, resnet) in resnets.enumerated() {
-            x = try resnet(x.concatenated(with: skips.removeLast()), timeEmbedding: timeEmbedding)
-            if !attentions.isEmpty { x = try attentions[index](x, context) }
+            x = try (consume x).concatenated(with: skips.removeLast())
+            x = try resnet(consume x, timeEmbedding: timeEmbedding)
+            if !attentions.isEmpty { x = try attentions[index](consume x, context) }
         }
         if let upsampler, let next = skips.last {
-            x = try upsampler(x, upsampledTo: (next.shape[1], next.shape[2]))
+            x = try upsampler(consume x, upsampledTo: (next.shape[1], next.shape[2]))
         }
         return x
     }

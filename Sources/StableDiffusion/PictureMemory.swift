@@ -1,0 +1,207 @@
+// What a picture takes of the device's memory, known before its first step: the models are run dry, with allocations counted and nothing
+// computed, once for each way to decode. The thriftiest that is worth its while is chosen, and what cannot be made is refused with the
+// largest size that can.
+
+internal import Foundation
+internal import TensorOps
+
+/// Why a picture does not fit the memory, and what would.
+public struct PictureMemory: Sendable, Equatable, CustomStringConvertible {
+    /// A width and a height.
+    public struct Size: Sendable, Equatable {
+        /// In pixels.
+        public var width: Int
+        /// In pixels.
+        public var height: Int
+
+        /// A size from its parts.
+        public init(width: Int, height: Int) {
+            self.width = width
+            self.height = height
+        }
+    }
+
+    /// What was asked for.
+    public var size: Size
+    /// Bytes it takes besides the model, or in one allocation.
+    public var neededBytes: Int
+    /// Bytes there are for it.
+    public var availableBytes: Int
+    /// Whether the numbers are those of one allocation, which the device limits, rather than of the whole.
+    public var isOneAllocation: Bool
+    /// The largest size of the same shape that fits now; nil if none does.
+    public var largest: Size?
+    /// Whether it fits neither when nothing else uses the memory.
+    public var isPermanent: Bool
+
+    /// A finding from its parts.
+    public init(
+        size: Size,
+        neededBytes: Int,
+        availableBytes: Int,
+        isOneAllocation: Bool,
+        largest: Size?,
+        isPermanent: Bool
+    ) {
+        self.size = size
+        self.neededBytes = neededBytes
+        self.availableBytes = availableBytes
+        self.isOneAllocation = isOneAllocation
+        self.largest = largest
+        self.isPermanent = isPermanent
+    }
+
+    /// What it takes, what there is, and what would fit, in one sentence.
+    public var description: String {
+        let needed = PictureMemory.text(neededBytes)
+        let available = PictureMemory.text(availableBytes)
+        let need =
+            if isOneAllocation {
+                "takes a single allocation of \(needed), the device's largest is \(available)"
+            } else if isPermanent {
+                "takes \(needed) of memory besides the model, the device has \(available)"
+            } else {
+                "takes \(needed) of memory besides the model, \(available) are free at present"
+            }
+        let advice =
+            largest.map { "the largest of this shape that fits is \($0.width)x\($0.height)" }
+            ?? "not even the smallest of this shape fits"
+        return "a picture of \(size.width)x\(size.height) pixels \(need); \(advice)"
+    }
+
+    private static func text(_ bytes: Int) -> String {
+        bytes >= 1 << 30
+            ? String(format: "%.2f GiB", Double(bytes) / 0x1p30) : String(format: "%.1f MiB", Double(bytes) / 0x1p20)
+    }
+}
+
+/// A way to make a picture.
+struct PicturePlan: Sendable, Equatable {
+    let width: Int
+    let height: Int
+    let usesGuidance: Bool
+    /// How the latents are decoded; nil on the whole.
+    let bands: DecoderBands?
+    /// What it takes besides the model.
+    let need: MemoryNeed
+}
+
+extension StableDiffusionPipeline {
+    /// The way a request's picture will be made.
+    ///
+    /// On the whole where memory is plentiful; else in the way that takes least, as bands cost little time.
+    /// - Throws: `GenerationError.doesNotFit`.
+    func plan(for request: GenerationRequest) throws -> PicturePlan {
+        let (width, height) = (request.width, request.height)
+        if plans.first.map({ $0.width != width || $0.height != height || $0.usesGuidance != request.usesGuidance })
+            ?? true
+        {
+            plans = try plans(width: width, height: height, usesGuidance: request.usesGuidance)
+        }
+        let available = device.availableBytes
+        if let whole = plans.first, whole.need.peakBytes <= device.comfortableBytes, fits(whole, in: available) {
+            return whole
+        }
+        // The first of ways that are about equal is the quickest.
+        let fitting = plans.filter { fits($0, in: available) }
+        let chosen = fitting.dropFirst().reduce(fitting.first) { best, plan in
+            best.map { 20 * plan.need.peakBytes < 19 * $0.need.peakBytes ? plan : $0 }
+        }
+        if let chosen { return chosen }
+        throw GenerationError.doesNotFit(try memoryLacking(for: request, plans, available))
+    }
+
+    /// Every way to make a picture and what it takes; the first is the quickest.
+    private func plans(width: Int, height: Int, usesGuidance: Bool) throws -> [PicturePlan] {
+        // Far beyond any device a dry run of so many bands would take long; the finished picture alone is too much there.
+        let picture = width * height * configuration.vae.outChannels * device.activationType.byteCount
+        if picture > device.activationBytes {
+            let need = MemoryNeed(peakBytes: picture, largestAllocation: picture)
+            return [PicturePlan(width: width, height: height, usesGuidance: usesGuidance, bands: nil, need: need)]
+        }
+        let ways = [nil] + vae.bandings.map { Optional($0) }
+        return try ways.map { bands in
+            PicturePlan(
+                width: width,
+                height: height,
+                usesGuidance: usesGuidance,
+                bands: bands,
+                need: try need(width: width, height: height, usesGuidance: usesGuidance, bands: bands)
+            )
+        }
+    }
+
+    /// What a picture takes: a dry run of everything that depends on its size.
+    func need(width: Int, height: Int, usesGuidance: Bool, bands: DecoderBands?) throws -> MemoryNeed {
+        let scale = configuration.vae.scaleFactor
+        var need = try device.memoryNeed {
+            let latents = try Tensor(
+                [1, height / scale, width / scale, configuration.unet.inChannels],
+                .float32,
+                on: device
+            )
+            let tokens = configuration.textEncoder.maxPositionEmbeddings
+            let states = try textEncoder(
+                [[Int32]](repeating: [Int32](repeating: 0, count: tokens), count: usesGuidance ? 2 : 1)
+            )
+            let context = try unet.context(of: states)
+            let step = SchedulerStep(timestep: 0, modelInputScale: 1, sample: 1, modelOutput: 1, noise: 0)
+            try denoise(latents, step, context, guidance: usesGuidance ? 1 : nil)
+            let picture = try vae.decode(latents, bands: bands)
+            // As `TextToImageGeneration.decode` reads it.
+            _ = try picture.converted(to: .float32)
+            _ = try Tensor([(picture.count + 3) / 4], .float32, on: device)
+            withExtendedLifetime((latents, context)) {}
+        }
+        // The pixels as floats, as bytes, and as a PNG under way.
+        if device.sharesHostMemory { need.peakBytes += width * height * configuration.vae.outChannels * 8 }
+        return need
+    }
+
+    private func fits(_ plan: PicturePlan, in bytes: Int) -> Bool {
+        plan.need.peakBytes <= bytes && plan.need.largestAllocation <= device.maxAllocationBytes
+    }
+
+    private func memoryLacking(
+        for request: GenerationRequest,
+        _ plans: [PicturePlan],
+        _ available: Int
+    ) throws -> PictureMemory {
+        let allocation = device.maxAllocationBytes
+        let granted = plans.filter { $0.need.largestAllocation <= allocation }
+        let isPermanent = !plans.contains { fits($0, in: device.activationBytes) }
+        let isOneAllocation = granted.isEmpty && plans.contains { $0.need.peakBytes <= available }
+        let needs =
+            isOneAllocation
+            ? plans.map(\.need.largestAllocation) : (granted.isEmpty ? plans : granted).map(\.need.peakBytes)
+        return PictureMemory(
+            size: .init(width: request.width, height: request.height),
+            neededBytes: needs.min() ?? 0,
+            availableBytes: isOneAllocation ? allocation : isPermanent ? device.activationBytes : available,
+            isOneAllocation: isOneAllocation,
+            largest: try largestFitting(request, in: available),
+            isPermanent: isPermanent
+        )
+    }
+
+    /// The largest size of a request's shape that fits, found by halving: a larger picture never takes less.
+    private func largestFitting(_ request: GenerationRequest, in available: Int) throws -> PictureMemory.Size? {
+        let multiple = configuration.sizeMultiple
+        let (longer, shorter) = (max(request.width, request.height), min(request.width, request.height))
+        func size(_ count: Int) -> PictureMemory.Size {
+            let long = count * multiple
+            let short =
+                max(1, Int((Double(long) * Double(shorter) / Double(longer) / Double(multiple)).rounded())) * multiple
+            return request.width >= request.height
+                ? .init(width: long, height: short) : .init(width: short, height: long)
+        }
+        var (fitting, tooLarge) = (0, longer / multiple)
+        while tooLarge - fitting > 1 {
+            let middle = (fitting + tooLarge) / 2
+            let candidate = size(middle)
+            let plans = try plans(width: candidate.width, height: candidate.height, usesGuidance: request.usesGuidance)
+            if plans.contains(where: { fits($0, in: available) }) { fitting = middle } else { tooLarge = middle }
+        }
+        return fitting == 0 ? nil : size(fitting)
+    }
+}
