@@ -17,11 +17,25 @@ inline float load_source(__global const uchar* source, size_t i, int type)
 // PAIRED, w[panel][tap][c / 2][lane][c % 2]: two neighbouring channels of one lane together.
 // The source's channel 0 becomes packed channel `first`, so that several tensors (query, key, value) make one weight.
 // With GEGLU the source's first O/2 channels are values and the rest their gates; a panel takes P/2 of each.
-// Mapping   global (P, C, panels)
-// Variants  -DWEIGHT=0 | -DWEIGHT=1 | -DWEIGHT=2 | -DWEIGHT=2 -DPAIRED=1
+// With BLOCKED, w[panel][tap][c / 32][tile][product][lane][element] for convolution_mma.cl, which says what stands where: zero up to a
+// multiple of 32 channels, P = 32.
+// Mapping   global (P, C, panels); with BLOCKED C is rounded up to 32
+// Variants  -DWEIGHT=0 | -DWEIGHT=1 | -DWEIGHT=2 | -DWEIGHT=2 -DPAIRED=1 | -DWEIGHT=1 -DBLOCKED=1
 #ifndef PAIRED
 #define PAIRED 0
 #endif
+#ifndef BLOCKED
+#define BLOCKED 0
+#endif
+
+// Where input channel c (below 32) of a panel's output channel `lane` stands in a block: as an element of the fragments of mma.clh.
+inline int blocked_index(int lane, int c, int geglu)
+{
+    const int tile = geglu ? lane / 16 : lane % 4 / 2, isLowerRow = lane % 2, group = geglu ? lane % 16 / 2 : lane / 4;
+    const int quad = c / 8, product = c % 8 / 4, isRightHalf = c % 4 / 2;
+    return (((tile * 2 + product) * 32 + group * 4 + quad) * 4 + isRightHalf * 2 + isLowerRow) * 2 + c % 2;
+}
+
 __kernel void pack_weights(__global const uchar* restrict source, __global weight_t* restrict w, const int TYPE,
                            const int O, const int C, const int TAPS, const int P, const int first, const int geglu)
 {
@@ -36,9 +50,13 @@ __kernel void pack_weights(__global const uchar* restrict source, __global weigh
     // Channels before `first` belong to a tensor that was packed earlier.
     if (o < 0) return;
     for (int tap = 0; tap < TAPS; tap++) {
-        const float value = o < limit ? load_source(source, ((size_t)o * C + c) * TAPS + tap, TYPE) : 0.0f;
-        const int at = PAIRED ? (c & ~1) * P + 2 * lane + (c & 1) : c * P + lane;
-        STORE_WEIGHT(w, ((size_t)panel * TAPS + tap) * C * P + at, value);
+        const int isInside = o < limit && (!BLOCKED || c < C);
+        const float value = isInside ? load_source(source, ((size_t)o * C + c) * TAPS + tap, TYPE) : 0.0f;
+        const int depth = BLOCKED ? (C + 31) / 32 * 32 : C;
+        const int at = BLOCKED  ? c / 32 * 1024 + blocked_index(lane, c % 32, geglu)
+                       : PAIRED ? (c & ~1) * P + 2 * lane + (c & 1)
+                                : c * P + lane;
+        STORE_WEIGHT(w, ((size_t)panel * TAPS + tap) * depth * P + at, value);
     }
 }
 

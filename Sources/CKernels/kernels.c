@@ -6,11 +6,17 @@
 static const char attention[] = {
 #embed "../../Kernels/attention.cl" suffix(, 0)
 };
+static const char attention_mma[] = {
+#embed "../../Kernels/attention_mma.cl" suffix(, 0)
+};
 static const char common[] = {
 #embed "../../Kernels/common.clh" suffix(, 0)
 };
 static const char convolution[] = {
 #embed "../../Kernels/convolution.cl" suffix(, 0)
+};
+static const char convolution_mma[] = {
+#embed "../../Kernels/convolution_mma.cl" suffix(, 0)
 };
 static const char elementwise[] = {
 #embed "../../Kernels/elementwise.cl" suffix(, 0)
@@ -20,6 +26,9 @@ static const char embedding[] = {
 };
 static const char image_conversion[] = {
 #embed "../../Kernels/image_conversion.cl" suffix(, 0)
+};
+static const char mma[] = {
+#embed "../../Kernels/mma.clh" suffix(, 0)
 };
 static const char normalization[] = {
 #embed "../../Kernels/normalization.cl" suffix(, 0)
@@ -36,11 +45,14 @@ static const char winograd[] = {
 
 static const struct diffused_kernel_file files[] = {
     {"attention.cl", attention},
+    {"attention_mma.cl", attention_mma},
     {"common.clh", common},
     {"convolution.cl", convolution},
+    {"convolution_mma.cl", convolution_mma},
     {"elementwise.cl", elementwise},
     {"embedding.cl", embedding},
     {"image_conversion.cl", image_conversion},
+    {"mma.clh", mma},
     {"normalization.cl", normalization},
     {"packing.cl", packing},
     {"row_bands.cl", row_bands},

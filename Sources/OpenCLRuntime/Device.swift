@@ -12,6 +12,28 @@ public enum DeviceKind: String, Sendable {
     case accelerator
 }
 
+/// The generation of an NVIDIA GPU, such as 8.6; it says which instructions there are.
+public struct ComputeCapability: Sendable, Hashable, Comparable, CustomStringConvertible {
+    /// The number before the point.
+    public let major: Int
+    /// The number after the point.
+    public let minor: Int
+
+    /// A capability of two numbers.
+    public init(major: Int, minor: Int) {
+        self.major = major
+        self.minor = minor
+    }
+
+    /// As NVIDIA writes it, "8.6".
+    public var description: String { "\(major).\(minor)" }
+
+    /// Earlier generations first.
+    public static func < (a: ComputeCapability, b: ComputeCapability) -> Bool {
+        (a.major, a.minor) < (b.major, b.minor)
+    }
+}
+
 /// An OpenCL device and its properties, read once.
 ///
 /// The corresponding OpenCL function is `clGetDeviceInfo`.
@@ -53,6 +75,8 @@ public struct Device: @unchecked Sendable {
     public let nativeFloatVectorWidth: Int
     /// Extension names.
     public let extensions: Set<String>
+    /// The generation of an NVIDIA GPU; nil for other devices.
+    public let computeCapability: ComputeCapability?
 
     init(id: cl_device_id, platformID: cl_platform_id, globalIndex: Int, platformIndex: Int) throws(OpenCLError) {
         self.id = id
@@ -81,6 +105,15 @@ public struct Device: @unchecked Sendable {
         maxWorkGroupSize = Int(try Device.value(id, CL_DEVICE_MAX_WORK_GROUP_SIZE, 0))
         nativeFloatVectorWidth = Int(try Device.value(id, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, cl_uint(0)))
         extensions = Set(try Device.string(device: id, CL_DEVICE_EXTENSIONS).split(separator: " ").map(String.init))
+        computeCapability =
+            if extensions.contains("cl_nv_device_attribute_query") {
+                ComputeCapability(
+                    major: Int(try Device.value(id, Device.computeCapabilityMajor, cl_uint(0))),
+                    minor: Int(try Device.value(id, Device.computeCapabilityMinor, cl_uint(0)))
+                )
+            } else {
+                nil
+            }
         let dimensions = Int(try Device.value(id, CL_DEVICE_MAX_WORK_ITEM_DIMENSIONS, cl_uint(0)))
         var sizes = [Int](repeating: 0, count: max(dimensions, 3))
         try check(
@@ -127,6 +160,10 @@ public struct Device: @unchecked Sendable {
         }
         return devices
     }
+
+    // CL_DEVICE_COMPUTE_CAPABILITY_MAJOR_NV and _MINOR_NV of cl_nv_device_attribute_query, which <CL/cl.h> does not define.
+    private static let computeCapabilityMajor: Int32 = 0x4000
+    private static let computeCapabilityMinor: Int32 = 0x4001
 
     private static func string(platform: cl_platform_id, _ name: Int32) throws(OpenCLError) -> String {
         try string { clGetPlatformInfo(platform, cl_platform_info(name), $0, $1, $2) }

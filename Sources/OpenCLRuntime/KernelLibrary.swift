@@ -100,8 +100,8 @@ public final class KernelLibrary {
         let key = "\(file) \(options)"
         if let build = builds[key] { return build }
         // #line keeps the numbers of the compiler's messages those of the file.
-        let text =
-            "#line 1 \"common.clh\"\n" + (try source("common.clh")) + "\n#line 1 \"\(file)\"\n" + (try source(file))
+        let files = ["common.clh"] + (file.hasSuffix("_mma.cl") ? ["mma.clh"] : []) + [file]
+        let text = try files.map { "#line 1 \"\($0)\"\n" + (try source($0)) }.joined(separator: "\n")
         let allOptions = "-cl-std=CL1.2 -cl-mad-enable -cl-no-signed-zeros \(options)"
         let build = ProgramBuild(ProgramSource(file: file, text: text, options: allOptions), compiler)
         builds[key] = build

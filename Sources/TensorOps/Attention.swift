@@ -47,6 +47,9 @@ public func attention(
         .int(tokens), .int(keyCount), .int(heads), .int(headSize), .float(1 / Float(headSize).squareRoot()),
         .int(isCausal ? 1 : 0),
     ]
+    if try device.enqueueAttentionOnTensorCores(queries, keys, values, headSize: headSize, sizes: sizes, into: y) {
+        return y
+    }
     let tuning = device.tuning
     let tile = tuning.attentionTile(headSize: headSize)
     switch (tuning.family, tile) {
@@ -78,7 +81,7 @@ public func attention(
             global: [(tokens + queryTile - 1) / queryTile, heads, batch],
             local: [1, 1, 1]
         )
-    case (.gpu, let tile?):
+    case (.gpu, let tile?), (.nvidia, let tile?):
         let macros = ["HEAD_SIZE": headSize, "QUERIES": tile.queries, "KEYS": tile.keys]
         try device.kernel("attention_gpu", file: "attention.cl", macros: macros, arguments: 16).enqueue(
             queries.arguments + keys.arguments + values.arguments + [.buffer(y.buffer)] + sizes,

@@ -69,7 +69,7 @@ extension Tensor {
         switch weights.form {
         case .rowMajor:
             try enqueueCLBlast(weights, into: y, function: function, residual: residual)
-        case .packed:
+        case .packed, .blocked:
             try reshaped([1, 1, rows, channels]).enqueueConvolution(
                 weights,
                 into: y.reshaped([1, 1, rows, weights.outChannels]),
@@ -92,7 +92,7 @@ extension Tensor {
         channelBias: Tensor?,
         residual: Tensor?
     ) throws {
-        precondition(weights.form == .packed, "convolution with weights for CLBlast")
+        precondition(weights.form != .rowMajor, "convolution with weights for CLBlast")
         precondition(
             channels == weights.inChannels,
             "convolution of \(shape) with \(weights.inChannels) input channels"
@@ -128,6 +128,17 @@ extension Tensor {
         }
         macros["KERNEL"] = weights.kernelSize
         macros["GEGLU"] = weights.isGEGLU ? 1 : 0
+        if weights.form == .blocked {
+            return try x.enqueueOnTensorCores(
+                weights,
+                into: y,
+                stride: stride,
+                walked: walked,
+                function: function,
+                channelBias: channelBias,
+                residual: residual
+            )
+        }
         let global: [Int]
         let local: [Int]
         var ownArguments: [KernelArgument] = []
@@ -141,12 +152,12 @@ extension Tensor {
             global = [(outputRows + tuning.tileRows - 1) / tuning.tileRows * panels]
             local = [1]
             ownArguments = [.int(tuning.convolutionBlock)]
-        case .gpu:
+        case .gpu, .nvidia:
             global = [16 * panels, 16 * ((outputRows + 63) / 64)]
             local = [16, 16]
         }
         let kernel = try device.kernel(
-            "convolution_\(tuning.family.rawValue)",
+            "convolution_\(tuning.family == .nvidia ? "gpu" : tuning.family.rawValue)",
             file: "convolution.cl",
             macros: macros,
             arguments: 18 + ownArguments.count

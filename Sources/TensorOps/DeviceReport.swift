@@ -93,8 +93,17 @@ extension TensorDevice {
                     + "\(gibibytes(device.maxAllocationBytes)), local \(device.localMemoryBytes / 1024) KiB",
                 "   precision  float32, float16 (\(half)), bfloat16 (storage only)",
                 "   kernels    \(tuning.family.rawValue) family: \(form)",
-                "",
             ]
+            if let capability = device.computeCapability {
+                let family = KernelTuning.forDevice(device, precision: .float16).family
+                lines.append(
+                    "   tensor     compute capability \(capability): "
+                        + (family == .nvidia
+                            ? "with precision float16 the nvidia family, mma.sync, if it passes its self-test at start"
+                            : "before \(KernelTuning.leastComputeCapability), so tensor cores are not used")
+                )
+            }
+            lines.append("")
         }
         let reason =
             if platform != nil || index != nil {

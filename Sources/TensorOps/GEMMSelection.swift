@@ -34,6 +34,11 @@ extension TensorDevice {
             queue.logger.info("GEMM", metadata: ["provider": "builtin", "reason": "the device is a processor"])
             return
         }
+        if tuning.family == .nvidia {
+            gemmProvider = { _, _ in .builtin }
+            queue.logger.info("GEMM", metadata: ["provider": "builtin", "reason": "tensor cores"])
+            return
+        }
         let device = queue.device
         let key =
             "gemm v1 \(device.platformName) \(device.name) \(device.driverVersion) \(weightType) \(activationType)"

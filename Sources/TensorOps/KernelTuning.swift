@@ -10,6 +10,48 @@ public enum KernelFamily: String, CaseIterable, Sendable {
     case cpu
     /// A work-group tile in local memory. For GPUs.
     case gpu
+    /// The GPU family with convolutions, linear layers and attention on tensor cores, in float16. For NVIDIA GPUs.
+    case nvidia
+}
+
+/// How the kernels of `Kernels/*_mma.cl` multiply.
+public enum TensorCores: Sendable {
+    /// By the instruction mma.sync.
+    case instructions
+    /// By sub-group shuffles, so that their indexing is tested without a GPU.
+    case emulated
+
+    /// The macro of `Kernels/mma.clh` that says so.
+    var macro: String { self == .instructions ? "MMA_PTX" : "MMA_EMULATE" }
+}
+
+/// The tile of a work-group of `convolution_mma`, and how many work-groups share the sums of one.
+public struct MatrixTile: Sendable, Hashable {
+    /// TILE_M: pixels.
+    public let rows: Int
+    /// TILE_N: output channels.
+    public let columns: Int
+    /// WARP_M: pixels of one of the four warps.
+    public let warpRows: Int
+    /// WARP_N: its output channels.
+    public let warpColumns: Int
+    /// Work-groups that each sum a part of the steps; their sums are added by a second kernel.
+    public var splits = 1
+
+    /// The tiles there are.
+    public static let all = [
+        MatrixTile(rows: 128, columns: 128, warpRows: 64, warpColumns: 64),
+        MatrixTile(rows: 128, columns: 64, warpRows: 64, warpColumns: 32),
+        MatrixTile(rows: 64, columns: 64, warpRows: 32, warpColumns: 32),
+    ]
+
+    /// Bytes that a compute unit's cache and local memory, which are one, move for one mma.sync: the tiles in and out, and what the warps read of
+    /// them, over the number of instructions.
+    var localBytesPerProduct: Double {
+        let brought = (rows + columns) * 64
+        let read = 4 * (warpRows + warpColumns) * 64
+        return Double(2 * brought + read) / Double(rows * columns / 64)
+    }
 }
 
 /// Tiles and work-group sizes for one device class.
@@ -38,6 +80,12 @@ public struct KernelTuning: Sendable, Equatable {
     public var elementwiseWorkGroup: Int
     /// Local memory a work-group may take, in bytes (GPU family).
     public var localMemoryBytes: Int
+    /// Compute units: how many work-groups run side by side (NVIDIA family).
+    public var computeUnits: Int
+    /// How products are computed (NVIDIA family).
+    public var tensorCores: TensorCores
+    /// The tile of all convolutions; nil chooses by shape (NVIDIA family).
+    public var matrixTile: MatrixTile?
     /// Output tiles of 4 x 4 pixels from which on 3x3 convolutions take Winograd's way; nil for never (CPU family).
     ///
     /// Below it the transformed weights, four times as large, cost more than the multiplications they save.
@@ -50,20 +98,25 @@ public struct KernelTuning: Sendable, Equatable {
     /// The CPU tile is chosen so that accumulators, two weight vectors and a broadcast fit the vector registers: 12 x 2 of 32 with
     /// AVX-512, 6 x 2 of 16 with AVX2, 4 x 2 otherwise.
     ///
-    /// - Parameter vectorWidth: 4, 8 or 16 floats instead of what the device calls native.
+    /// - Parameters:
+    ///   - vectorWidth: 4, 8 or 16 floats instead of what the device calls native.
+    ///   - precision: Storage of weights; the NVIDIA family is for float16.
     public static func forDevice(
         _ device: Device,
+        precision: ElementType = .float32,
         family: KernelFamily? = nil,
         vectorWidth: Int? = nil
     ) -> KernelTuning {
-        let family = family ?? (device.kind == .cpu ? .cpu : .gpu)
+        let hasTensorCores = device.computeCapability.map { $0 >= leastComputeCapability } ?? false
+        let family =
+            family ?? (device.kind == .cpu ? .cpu : hasTensorCores && precision == .float16 ? .nvidia : .gpu)
         let native = device.nativeFloatVectorWidth
         let width = vectorWidth ?? (native >= 16 ? 16 : native >= 8 ? 8 : 4)
         let panelWidth =
             switch family {
             case .plain: 8
             case .cpu: 2 * width
-            case .gpu: 64
+            case .gpu, .nvidia: 64
             }
         return KernelTuning(
             family: family,
@@ -78,9 +131,52 @@ public struct KernelTuning: Sendable, Equatable {
             normWorkGroup: min(256, 1 << (Int.bitWidth - 1 - max(device.maxWorkGroupSize, 1).leadingZeroBitCount)),
             elementwiseWorkGroup: min(64, max(device.maxWorkGroupSize, 1)),
             localMemoryBytes: device.localMemoryBytes,
+            computeUnits: max(device.computeUnits, 1),
+            tensorCores: hasTensorCores ? .instructions : .emulated,
+            matrixTile: nil,
             winogradTiles: family == .cpu ? 64 : nil,
             winogradStripBytes: 12 << 20
         )
+    }
+
+    /// The first generation with mma.sync.m16n8k16 on halves.
+    public static let leastComputeCapability = ComputeCapability(major: 8, minor: 0)
+
+    /// The tile of `convolution_mma` for `rows` pixels, `columns` packed output channels and sums of `steps` steps: the one whose estimated
+    /// time is least.
+    ///
+    /// A compute unit moves 128 bytes of local memory a clock, which bounds the products of a tile (`doc/kernels.md`, Tensor cores). What
+    /// decides is mostly how evenly the tiles fill the compute units: small pictures take smaller tiles, or several work-groups for the sums
+    /// of one, whose cost is a second kernel and its traffic, about 16 bytes a clock and compute unit.
+    public func matrixTile(rows: Int, columns: Int, steps: Int) -> MatrixTile {
+        if let matrixTile { return matrixTile }
+        var best: (tile: MatrixTile, clocks: Double)?
+        for shape in MatrixTile.all {
+            let groups = (rows + shape.rows - 1) / shape.rows * ((columns + shape.columns - 1) / shape.columns)
+            for splits in 1...8 where splits == 1 || steps / splits >= 8 {
+                let perUnit = (groups * splits + computeUnits - 1) / computeUnits
+                let products = (steps + splits - 1) / splits * shape.rows * shape.columns / 64
+                var clocks = Double(perUnit * products) * shape.localBytesPerProduct / 128
+                // One work-group of four warps alone does not hide the latency of its loads.
+                if perUnit == 1 { clocks *= 1.6 }
+                if splits > 1 { clocks += Double(rows * columns * splits * 8 / (16 * computeUnits)) + 4500 }
+                if best.map({ clocks < $0.clocks }) ?? true {
+                    var tile = shape
+                    tile.splits = splits
+                    best = (tile, clocks)
+                }
+            }
+        }
+        return best?.tile ?? MatrixTile.all[0]
+    }
+
+    /// M_TILES of `attention_mma` for heads of a given size, limited by registers; nil if there is no such kernel for it.
+    public func attentionQueryTiles(headSize: Int) -> Int? {
+        switch headSize {
+        case 40, 64, 80: 2
+        case 160, 512: 1
+        default: nil
+        }
     }
 
     /// QUERIES and KEYS of `attention_gpu` for heads of a given size: the largest tile that fits the local memory; nil if none does.

@@ -31,7 +31,7 @@ extension Tensor {
         case .plain:
             try kernel("group_norm_plain", ["FUNCTION": function.rawValue], arguments: 8)
                 .enqueue([.buffer(buffer), gamma, beta, .buffer(y.buffer)] + sizes, global: [groups, batch])
-        case .gpu:
+        case .gpu, .nvidia:
             let macros = ["WG": tuning.normWorkGroup, "FUNCTION": function.rawValue]
             try kernel("group_norm_gpu", macros, arguments: 8).enqueue(
                 [.buffer(buffer), gamma, beta, .buffer(y.buffer)] + sizes,
@@ -78,7 +78,7 @@ extension Tensor {
         switch tuning.family {
         case .plain:
             try kernel("layer_norm_plain", [:], arguments: 6).enqueue(arguments + sizes, global: [rows])
-        case .gpu:
+        case .gpu, .nvidia:
             try kernel("layer_norm_gpu", ["WG": tuning.normWorkGroup], arguments: 6).enqueue(
                 arguments + sizes,
                 global: [tuning.normWorkGroup * rows],

@@ -26,6 +26,8 @@ public final class ConvolutionWeights {
     enum Form {
         /// Panels for `convolution_*`.
         case packed
+        /// Blocks of 32 x 32 for `convolution_mma`, with panels of 32 output channels.
+        case blocked
         /// Row-major `[outChannels, inChannels]` float32 for CLBlast.
         case rowMajor
     }
@@ -39,6 +41,8 @@ public final class ConvolutionWeights {
     /// Whether the outputs are values and gates of a GEGLU.
     public let isGEGLU: Bool
     let form: Form
+    /// Output channels of a panel in blocked form.
+    static let blockWidth = 32
     /// Whether two neighbouring input channels stand together, to be multiplied at once.
     let isPaired: Bool
     let weights: Buffer
@@ -70,17 +74,20 @@ public final class ConvolutionWeights {
         self.isGEGLU = isGEGLU
         outChannels = isGEGLU ? rows / 2 : rows
         let usesCLBlast = isLinear && device.gemmProvider(inChannels, rows) == .clblast
-        form = usesCLBlast ? .rowMajor : .packed
+        // Its pieces of 8 channels must not straddle pixels.
+        let isBlocked = !usesCLBlast && device.tuning.family == .nvidia && inChannels % 8 == 0
+        form = usesCLBlast ? .rowMajor : isBlocked ? .blocked : .packed
         isPaired =
             !usesCLBlast && inChannels % 2 == 0 && device.operandType == .bfloat16 && device.weightType == .bfloat16
             && device.activationType == .float32
 
-        let panelWidth = device.tuning.panelWidth
+        let panelWidth = isBlocked ? ConvolutionWeights.blockWidth : device.tuning.panelWidth
+        let depth = isBlocked ? (inChannels + 31) / 32 * 32 : inChannels
         let panels = usesCLBlast ? 0 : (rows + panelWidth - 1) / panelWidth
         let paddedRows = usesCLBlast ? rows : panels * panelWidth
         let taps = kernelSize * kernelSize
         let elementBytes = usesCLBlast ? 4 : device.weightType.byteCount
-        weights = try Buffer(device.queue, byteCount: paddedRows * taps * inChannels * elementBytes)
+        weights = try Buffer(device.queue, byteCount: paddedRows * taps * depth * elementBytes)
         self.bias = try Buffer(device.queue, byteCount: paddedRows * 4)
 
         var firstRow = 0
@@ -93,7 +100,7 @@ public final class ConvolutionWeights {
                     let kernel = try device.kernel(
                         "pack_weights",
                         file: "packing.cl",
-                        macros: ["PAIRED": isPaired ? 1 : 0],
+                        macros: ["PAIRED": isPaired ? 1 : 0, "BLOCKED": isBlocked ? 1 : 0],
                         arguments: 9
                     )
                     try kernel.enqueue(
@@ -101,7 +108,7 @@ public final class ConvolutionWeights {
                             .buffer(staging), .buffer(weights), .int(source.type.rawValue), .int(source.outChannels),
                             .int(inChannels), .int(taps), .int(panelWidth), .int(firstRow), .int(isGEGLU ? 1 : 0),
                         ],
-                        global: [panelWidth, inChannels, panels],
+                        global: [panelWidth, depth, panels],
                         local: [min(panelWidth, device.tuning.elementwiseWorkGroup), 1, 1]
                     )
                 }

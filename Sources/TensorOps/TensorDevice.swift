@@ -53,10 +53,11 @@ public final class TensorDevice {
     /// a processor that multiplies pairs of bfloat16, operands of matrix products are bfloat16 too.
     ///
     /// - Parameters:
-    ///   - family: The form of the kernels; nil chooses by the kind of device.
+    ///   - family: The form of the kernels; nil chooses by the kind of device. The NVIDIA family is used only if it passes its self-test, else
+    ///     the GPU family.
     ///   - activations: Storage of activations; nil chooses as above. The CPU family takes float32 only (traps).
     ///   - operands: Storage of operands; nil chooses as above. Other than activations only on the CPU family, and bfloat16 (traps).
-    ///   - tuning: Tiles and work-group sizes; nil takes the family's for this device.
+    ///   - tuning: Tiles and work-group sizes; nil takes the family's for this device. Given, its family is used without a test.
     ///   - kernelsDirectory: A directory with `.cl` files to use instead of the embedded ones.
     ///   - cacheDirectory: Where built kernels are kept, in a directory `programs`; nil keeps none.
     ///   - buildsInBackground: Whether operators return while kernels are being built, on as many threads as there are processors to spare;
@@ -73,20 +74,33 @@ public final class TensorDevice {
         buildsInBackground: Bool = false,
         logger: Logger
     ) throws {
-        queue = try CommandQueue(device: device, logger: logger)
+        let queue = try CommandQueue(device: device, logger: logger)
         // On GPUs the driver waits for the device when memory is released, and nobody else needs what the pool keeps.
-        pool = BufferPool(queue, keptBytes: device.kind == .cpu ? 64 << 20 : 512 << 20)
-        comfortableBytes = device.kind == .cpu ? 512 << 20 : device.globalMemoryBytes / 4
-        library = KernelLibrary(
+        let pool = BufferPool(queue, keptBytes: device.kind == .cpu ? 64 << 20 : 512 << 20)
+        let library = KernelLibrary(
             queue,
             directory: kernelsDirectory,
             cache: cacheDirectory.map { ProgramCache(directory: $0 + "/programs", logger: logger) },
             backgroundThreads: buildsInBackground ? min(ProcessInfo.processInfo.activeProcessorCount - 1, 8) : 0
         )
-        self.tuning = tuning ?? KernelTuning.forDevice(device, family: family)
+        self.queue = queue
+        self.pool = pool
+        self.library = library
+        comfortableBytes = TensorDevice.comfortableBytes(of: device)
+        self.tuning =
+            tuning
+            ?? TensorDevice.tested(
+                KernelTuning.forDevice(device, precision: precision, family: family),
+                logger,
+                on: { TensorDevice(queue, pool, library, $0) }
+            )
         weightType = precision
         activationType = activations ?? (self.tuning.family == .cpu ? .float32 : precision)
         precondition(self.tuning.family != .cpu || activationType == .float32, "CPU kernels take float32 activations")
+        precondition(
+            self.tuning.family != .nvidia || (precision == .float16 && activationType == .float16),
+            "tensor cores take float16"
+        )
         hasDotProduct =
             self.tuning.family == .cpu && self.tuning.vectorWidth == 16 && precision == .bfloat16
             && device.hasBFloat16DotProduct && TensorDevice.dotProductWorks(library, queue, logger)
@@ -95,6 +109,45 @@ public final class TensorDevice {
             operandType == activationType || (self.tuning.family == .cpu && operandType == .bfloat16),
             "\(operandType) operands beside \(activationType) activations"
         )
+    }
+
+    /// The same queue, pool and kernels with another tuning, in float16: for the self-test.
+    private init(_ queue: CommandQueue, _ pool: BufferPool, _ library: KernelLibrary, _ tuning: KernelTuning) {
+        (self.queue, self.pool, self.library, self.tuning) = (queue, pool, library, tuning)
+        (weightType, activationType, operandType) = (.float16, .float16, .float16)
+        hasDotProduct = false
+        comfortableBytes = TensorDevice.comfortableBytes(of: queue.device)
+    }
+
+    /// See `comfortableBytes`.
+    private static func comfortableBytes(of device: Device) -> Int {
+        device.kind == .cpu ? 512 << 20 : device.globalMemoryBytes / 4
+    }
+
+    /// The tuning itself, or the GPU family's in place of the NVIDIA family's if that fails its self-test.
+    private static func tested(
+        _ tuning: KernelTuning,
+        _ logger: Logger,
+        on device: @escaping (KernelTuning) -> TensorDevice
+    ) -> KernelTuning {
+        guard tuning.family == .nvidia else { return tuning }
+        let reason: String
+        do {
+            guard let disagreement = try TensorCoreTest(device: device, tuning: tuning).firstDisagreement() else {
+                logger.info("tensor cores are used: their kernels agree with the plain ones")
+                return tuning
+            }
+            reason = disagreement
+        } catch {
+            reason = "\(error)"
+        }
+        logger.warning(
+            "tensor cores are not used; the kernels for any GPU take their place, and are slower",
+            metadata: ["reason": "\(reason)"]
+        )
+        var portable = tuning
+        portable.family = .gpu
+        return portable
     }
 
     /// Whether the device's compiler takes the instruction and it gives the sums of products it should.

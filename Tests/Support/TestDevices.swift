@@ -33,7 +33,22 @@ package let testLogger: Logger = {
     return logger
 }()
 
+/// Whether the device runs the NVIDIA form: by its tensor cores, or by emulation as Intel's runtime for processors can.
+package var testDeviceRunsTensorCoreKernels: Bool {
+    guard case .success(let device) = testDevice else { return false }
+    if let capability = device.computeCapability { return capability >= KernelTuning.leastComputeCapability }
+    return device.kind == .cpu && device.extensions.contains("cl_intel_required_subgroup_size")
+}
+
 extension Trait where Self == ConditionTrait {
+    /// Skips where the kernels for tensor cores can neither run nor be emulated.
+    package static var requiresTensorCoreKernels: Self {
+        .enabled(
+            if: testDeviceRunsTensorCoreKernels,
+            "they run on NVIDIA GPUs and, emulated, on Intel's OpenCL runtime for processors: scripts/test intel"
+        )
+    }
+
     /// Skips where no OpenCL driver is installed.
     ///
     /// A platform that is asked for and not there fails instead.
@@ -63,6 +78,10 @@ package struct DeviceVariant: Hashable, Sendable, CustomTestStringConvertible {
     package var winogradTiles: Int?
     /// Memory of a strip of Winograd's tiles; nil is the device's own.
     package var winogradStripBytes: Int?
+    /// The tile of the NVIDIA form's convolutions; nil chooses by shape.
+    package var matrixTile: MatrixTile?
+    /// A directory of kernels instead of the embedded ones.
+    package var kernelsDirectory: String?
 
     /// A variant; activations are stored as the weights are unless the form takes float32 only, and operands as activations.
     package init(
@@ -88,12 +107,16 @@ package struct DeviceVariant: Hashable, Sendable, CustomTestStringConvertible {
     package var testDescription: String {
         "\(family) \(weights)" + (operands == activations ? "" : " pairs") + (winogradTiles == nil ? "" : " Winograd")
             + (vectorWidth.map { " x\($0)" } ?? "")
+            + (matrixTile.map { ", tile \($0.rows)x\($0.columns), \($0.splits) splits" } ?? "")
             + (localMemoryBytes.map { ", \($0) bytes of local memory" } ?? "")
     }
 
-    /// Every form in every storage type.
+    /// The forms that any OpenCL device runs.
+    package static let portable: [KernelFamily] = [.plain, .cpu, .gpu]
+
+    /// Every such form in every storage type.
     package static let all =
-        KernelFamily.allCases.flatMap { family in ElementType.allCases.map { DeviceVariant(family, $0) } } + [pairs]
+        portable.flatMap { family in ElementType.allCases.map { DeviceVariant(family, $0) } } + [pairs]
 
     /// The CPU form that multiplies pairs of bfloat16: by the processor's instruction where it has it, else by two multiplications.
     package static let pairs = DeviceVariant(.cpu, .bfloat16, operands: .bfloat16)
@@ -116,12 +139,14 @@ package struct DeviceVariant: Hashable, Sendable, CustomTestStringConvertible {
         tuning.localMemoryBytes = localMemoryBytes ?? tuning.localMemoryBytes
         tuning.winogradTiles = winogradTiles
         tuning.winogradStripBytes = winogradStripBytes ?? tuning.winogradStripBytes
+        tuning.matrixTile = matrixTile
         let device = try TensorDevice(
             hardware,
             precision: weights,
             activations: activations,
             operands: operands,
             tuning: tuning,
+            kernelsDirectory: kernelsDirectory,
             logger: testLogger
         )
         TestDevices.made[self] = device

@@ -202,7 +202,7 @@ private func isBearable(_ check: ConvolutionCheck) -> Bool {
 @Suite(.requiresDevice)
 @DeviceActor
 struct ConvolutionTests {
-    @Test(arguments: ConvolutionCheck.all(KernelFamily.allCases.map { DeviceVariant($0, .float32) }, oddConvolutions))
+    @Test(arguments: ConvolutionCheck.all(DeviceVariant.portable.map { DeviceVariant($0, .float32) }, oddConvolutions))
     func awkwardShapes(_ check: ConvolutionCheck) throws {
         try check.convolution.check(check.variant)
     }
