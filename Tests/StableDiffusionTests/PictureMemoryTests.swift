@@ -13,7 +13,10 @@ struct PictureMemoryTests {
     private func pipeline(_ path: String = demoModelPath, _ precision: Precision = .float32) throws
         -> StableDiffusionPipeline
     {
-        try StableDiffusionPipeline(PipelineOptions(modelPath: path, precision: precision), logger: testLogger)
+        try StableDiffusionPipeline(
+            PipelineOptions(modelPath: path, precision: precision, cacheDirectory: testCacheDirectory),
+            logger: testLogger
+        )
     }
 
     private func request(_ width: Int, _ height: Int, scale: Double = 7.5) -> GenerationRequest {

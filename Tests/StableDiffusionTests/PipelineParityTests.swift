@@ -115,6 +115,7 @@ struct PipelineParityTests {
         var options = PipelineOptions(modelPath: checkpoint.path, precision: item.precision)
         options.device.gemm = item.gemm
         options.device.platform = ProcessInfo.processInfo.environment["DIFFUSED_TEST_PLATFORM"]
+        options.cacheDirectory = testCacheDirectory
         return try StableDiffusionPipeline(options, logger: testLogger)
     }
 

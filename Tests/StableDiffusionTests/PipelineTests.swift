@@ -10,7 +10,10 @@ import Testing
 @DeviceActor
 struct PipelineTests {
     private func pipeline() throws -> StableDiffusionPipeline {
-        try StableDiffusionPipeline(PipelineOptions(modelPath: demoModelPath), logger: testLogger)
+        try StableDiffusionPipeline(
+            PipelineOptions(modelPath: demoModelPath, cacheDirectory: testCacheDirectory),
+            logger: testLogger
+        )
     }
 
     private func request(width: Int = 16, height: Int = 16, steps: Int = 1, scale: Double = 7.5) -> GenerationRequest {

@@ -26,6 +26,13 @@ package var testDeviceIsGPU: Bool {
     if case .success(let device) = testDevice { device.kind == .gpu } else { false }
 }
 
+/// Where tests that load models keep built kernels, so that each is built once on a platform that keeps none itself.
+package let testCacheDirectory: String = {
+    let environment = ProcessInfo.processInfo.environment
+    let cache = environment["XDG_CACHE_HOME"] ?? (environment["HOME"] ?? NSTemporaryDirectory()) + "/.cache"
+    return cache + "/diffused/tests"
+}()
+
 /// The logger of all tests.
 package let testLogger: Logger = {
     var logger = Logger(label: "test")
