@@ -60,6 +60,50 @@ __kernel void pack_weights(__global const uchar* restrict source, __global weigh
     }
 }
 
+#if defined(SOURCE)
+
+// pack_weights_cpu — what pack_weights does, for processors. A work-item packs BLOCK channels of a panel, one output channel after another: the
+// source is read in runs, and what is written in strides stays in the first-level cache until it is whole.
+// Numbers that keep their type are moved, not converted.
+// Mapping   global (panels that the source has a part in, ceil(C/BLOCK)), local (1, 1); the first of the panels is FIRST_PANEL
+// Macros    SOURCE 0|1|2: type of the source
+// Variants  -DSOURCE=0 -DWEIGHT=0 | -DSOURCE=1 -DWEIGHT=1 | -DSOURCE=0 -DWEIGHT=1 | -DSOURCE=1 -DWEIGHT=0 | -DSOURCE=0 -DWEIGHT=2 -DPAIRED=1 | -DSOURCE=2 -DWEIGHT=2
+typedef JOIN(STORED_, SOURCE) source_t;
+#if SOURCE != WEIGHT
+#define MOVE(w, at, source, i) STORE_WEIGHT(w, at, JOIN(LOAD_, SOURCE)(source, i))
+#elif SOURCE == SOURCE_FLOAT32
+#define MOVE(w, at, source, i) ((w)[at] = (source)[i])
+#else
+#define MOVE(w, at, source, i) (((__global ushort*)(w))[at] = ((__global const ushort*)(source))[i])
+#endif
+
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void pack_weights_cpu(
+    __global const source_t* restrict source, __global weight_t* restrict w, const int O, const int C, const int TAPS,
+    const int P, const int first, const int geglu, const int FIRST_PANEL, const int BLOCK)
+{
+    const int panel = FIRST_PANEL + (int)get_global_id(0);
+    const int begin = (int)get_global_id(1) * BLOCK, end = min(begin + BLOCK, C);
+    for (int lane = 0; lane < P; lane++) {
+        int o = panel * P + lane - first, limit = O;
+        if (geglu) {
+            const int isGate = lane >= P / 2;
+            o = panel * (P / 2) + lane % (P / 2) + (isGate ? O / 2 : 0);
+            limit = isGate ? O : O / 2;
+        }
+        if (o < 0) continue;
+        __global const source_t* row = source + (size_t)o * C * TAPS;
+        for (int c = begin; c < end; c++)
+            for (int tap = 0; tap < TAPS; tap++) {
+                const size_t at = ((size_t)panel * TAPS + tap) * C * P +
+                                  (PAIRED ? (c & ~1) * P + 2 * lane + (c & 1) : c * P + lane);
+                if (o < limit) MOVE(w, at, row, (size_t)c * TAPS + tap);
+                else STORE_WEIGHT(w, at, 0.0f);
+            }
+    }
+}
+
+#endif
+
 // convert_weights — y[i] = source[i] as weight_t: the token table.
 // Mapping   global (COUNT rounded up)
 // Variants  -DWEIGHT=0 | -DWEIGHT=1 | -DWEIGHT=2

@@ -1,4 +1,4 @@
-// Weights on their way to the device: uploaded as the checkpoint stores them, converted and packed by Kernels/packing.cl.
+// Weights on their way to the device: given to it as the checkpoint stores them, converted and packed by Kernels/packing.cl.
 
 internal import OpenCLRuntime
 
@@ -96,22 +96,7 @@ public final class ConvolutionWeights {
             if usesCLBlast {
                 try device.convert(source, into: weights, at: firstRow * inChannels)
             } else {
-                try device.withUploaded(source) { staging in
-                    let kernel = try device.kernel(
-                        "pack_weights",
-                        file: "packing.cl",
-                        macros: ["PAIRED": isPaired ? 1 : 0, "BLOCKED": isBlocked ? 1 : 0],
-                        arguments: 9
-                    )
-                    try kernel.enqueue(
-                        [
-                            .buffer(staging), .buffer(weights), .int(source.type.rawValue), .int(source.outChannels),
-                            .int(inChannels), .int(taps), .int(panelWidth), .int(firstRow), .int(isGEGLU ? 1 : 0),
-                        ],
-                        global: [panelWidth, depth, panels],
-                        local: [min(panelWidth, device.tuning.elementwiseWorkGroup), 1, 1]
-                    )
-                }
+                try pack(source, at: firstRow, panels: panels, on: device)
             }
             firstRow += source.outChannels
         }
@@ -126,6 +111,48 @@ public final class ConvolutionWeights {
             }
         }
         try packedBias.withUnsafeBytes { try device.queue.write($0, to: self.bias) }
+    }
+
+    /// Packs one of the sources, whose first output channel is packed channel `firstRow`.
+    private func pack(_ source: WeightSource, at firstRow: Int, panels: Int, on device: TensorDevice) throws {
+        let isBlocked = form == .blocked
+        let panelWidth = isBlocked ? ConvolutionWeights.blockWidth : device.tuning.panelWidth
+        let taps = kernelSize * kernelSize
+        try device.withUploaded(source) { staging in
+            if device.tuning.family == .cpu {
+                let firstPanel = isGEGLU ? 0 : firstRow / panelWidth
+                let endPanel = isGEGLU ? panels : (firstRow + source.outChannels + panelWidth - 1) / panelWidth
+                // Channels whose packed weights, all taps of a panel, fit the first-level cache beside a run of the source.
+                let block = max(device.tuning.packingBytes / (taps * panelWidth * device.weightType.byteCount), 2) & ~1
+                try device.kernel(
+                    "pack_weights_cpu",
+                    file: "packing.cl",
+                    macros: ["PAIRED": isPaired ? 1 : 0, "SOURCE": source.type.rawValue],
+                    arguments: 10
+                ).enqueue(
+                    [
+                        .buffer(staging), .buffer(weights), .int(source.outChannels), .int(inChannels), .int(taps),
+                        .int(panelWidth), .int(firstRow), .int(isGEGLU ? 1 : 0), .int(firstPanel), .int(block),
+                    ],
+                    global: [endPanel - firstPanel, (inChannels + block - 1) / block],
+                    local: [1, 1]
+                )
+            } else {
+                try device.kernel(
+                    "pack_weights",
+                    file: "packing.cl",
+                    macros: ["PAIRED": isPaired ? 1 : 0, "BLOCKED": isBlocked ? 1 : 0],
+                    arguments: 9
+                ).enqueue(
+                    [
+                        .buffer(staging), .buffer(weights), .int(source.type.rawValue), .int(source.outChannels),
+                        .int(inChannels), .int(taps), .int(panelWidth), .int(firstRow), .int(isGEGLU ? 1 : 0),
+                    ],
+                    global: [panelWidth, isBlocked ? (inChannels + 31) / 32 * 32 : inChannels, panels],
+                    local: [min(panelWidth, device.tuning.elementwiseWorkGroup), 1, 1]
+                )
+            }
+        }
     }
 
     /// Where row `row` of a GEGLU's `rows` lands among the packed channels: each panel holds half values, half gates.
@@ -183,8 +210,17 @@ public final class EmbeddingWeights {
 }
 
 extension TensorDevice {
-    /// Uploads a source as it is for the duration of `body`, which enqueues the kernel that reads it.
+    /// Gives a source as it is to the device for the duration of `body`, which enqueues the kernel that reads it.
+    ///
+    /// A processor reads it where it is, which for a mapped file is the page cache; other devices get a copy.
     func withUploaded(_ source: WeightSource, _ body: (Buffer) throws -> Void) throws {
+        let isAligned = Int(bitPattern: source.bytes.baseAddress) % source.type.byteCount == 0
+        if queue.device.kind == .cpu, isAligned, !source.bytes.isEmpty {
+            try body(Buffer(queue, reading: source.bytes))
+            // The caller's memory may go when this returns.
+            try queue.finish()
+            return
+        }
         let staging = try pool.take(source.bytes.count)
         defer { pool.give(staging) }
         try queue.write(source.bytes, to: staging)

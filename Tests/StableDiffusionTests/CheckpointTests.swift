@@ -51,6 +51,31 @@ import Testing
         }
     }
 
+    @Test func readTensorsDoNotStayResident() throws {
+        let count = 2 << 20
+        let bytes = Self.file([("x", "F32", [count], 4 * count), ("y", "F32", [1], 4)], data: 0)
+        let values = (0...count).map(Float.init)
+        let directory = try TemporaryDirectory()
+        let path = try directory.write(
+            bytes + values.withUnsafeBytes(Array.init),
+            to: "model.safetensors"
+        )
+        let checkpoint = try Checkpoint(directory: directory.path, paths: [path])
+        for _ in 0..<2 {
+            // The second time its pages come back.
+            #expect(try checkpoint.floats(named: "x", shape: [count]) == values.dropLast())
+            // The system says that this file has no bytes, so it is read to its end.
+            let handle = try #require(FileHandle(forReadingAtPath: "/proc/self/smaps"))
+            let map = String(decoding: try handle.readToEnd() ?? Data(), as: UTF8.self)
+            let name = path.split(separator: "/").suffix(2).joined(separator: "/")
+            let lines = map.split(separator: "\n").drop { !$0.hasSuffix(name) }
+            let resident = try #require(lines.first { $0.hasPrefix("Rss:") })
+            let kibibytes = try #require(resident.split(separator: " ").dropFirst().first.flatMap { Int($0) })
+            #expect(kibibytes < 300, "of 8192; the pages at the ends are shared with neighbours")
+        }
+        #expect(try checkpoint.floats(named: "y", shape: [1]) == [Float(count)])
+    }
+
     @Test func everyFiniteHalfBecomesItsFloat() throws {
         let halves = (0...UInt16.max).filter { $0 & 0x7C00 != 0x7C00 }
         var bytes = Self.file([("x", "F16", [halves.count], halves.count * 2)], data: 0)

@@ -41,14 +41,16 @@ package final class SafetensorsFile: Sendable {
 
     /// Gives the stored bytes of a tensor, at any alignment, to `body`.
     ///
-    /// The pointer is valid only within it.
+    /// The pointer is valid only within it. The pages of a large tensor leave the process's memory afterwards (they stay in the system's page
+    /// cache): a model on its way to the device is not to be resident twice.
     package func withBytes<Result>(
         of entry: Entry,
         _ body: (UnsafeRawBufferPointer) throws -> Result
     ) rethrows -> Result {
         // The mapping ends with its owner, which the optimiser may release after the last use of `self`.
         try withExtendedLifetime(mapping) {
-            try body(UnsafeRawBufferPointer(rebasing: mapping.bytes[entry.range]))
+            defer { mapping.releasePages(entry.range) }
+            return try body(UnsafeRawBufferPointer(rebasing: mapping.bytes[entry.range]))
         }
     }
 
@@ -189,6 +191,16 @@ private final class FileMapping: Sendable {
             )
         }
         bytes = UnsafeRawBufferPointer(start: address, count: file.size)
+    }
+
+    /// Takes the pages that lie wholly in a range out of the process's memory; touched again, they are mapped again.
+    func releasePages(_ range: Range<Int>) {
+        // The mapping begins with a page, so offsets are aligned where addresses are.
+        let pageSize = Int(getpagesize())
+        let first = (range.lowerBound + pageSize - 1) / pageSize * pageSize
+        let end = range.upperBound / pageSize * pageSize
+        guard first < end, let base = bytes.baseAddress else { return }
+        madvise(UnsafeMutableRawPointer(mutating: base + first), end - first, MADV_DONTNEED)
     }
 
     deinit {
