@@ -5,13 +5,11 @@
     .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy pillow
     .venv/bin/python scripts/compare-with-diffusers.py [--model FOLDER] [--size 136x72] [--steps 4] [--platform NAME]...
 
-Without --model a random one of Stable Diffusion 1.5's size is made (2 GB, kept in the cache directory); its weights are scaled so that
-pictures use the whole 8-bit range, as a flat picture would hide every difference. Prints a line a platform and precision, and fails if
-the mean difference is beyond BOUNDS.
+Without --model a random one of Stable Diffusion 1.5's size is made (scripts/random_model.py; 2 GB, kept in the cache directory). Prints a
+line a platform and precision, and fails if the mean difference is beyond BOUNDS.
 """
 
 import argparse
-import os
 import pathlib
 import subprocess
 import sys
@@ -19,9 +17,9 @@ import tempfile
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from random_model import cached_model
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPT = "a red circle on a blue background"
@@ -29,42 +27,6 @@ NEGATIVE_PROMPT = "blurry"
 
 # Largest mean difference of 8-bit pictures from diffusers' float32, in 1/255.
 BOUNDS = {"float32": 1.0, "float16": 3.0}
-
-
-def make_model(folder):
-    """Writes a random model with the configuration of Stable Diffusion 1.5, in float16."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-    )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    )
-    with torch.no_grad():
-        for part in (unet, vae):
-            for parameter in part.parameters():
-                if parameter.dim() >= 2:
-                    parameter.normal_(std=parameter[0].numel() ** -0.5)
-        vae.decoder.conv_out.weight.mul_(1.2)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(ROOT / "Models/demo/tokenizer"),
-        unet=unet,
-        scheduler=DDIMScheduler.from_pretrained(ROOT / "Models/demo/scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to(torch.float16).save_pretrained(folder)
 
 
 def reference(model, width, height, steps, scale, seed):
@@ -108,12 +70,7 @@ def main():
     parser.add_argument("--platform", action="append", help="part of an OpenCL platform's name; can be repeated")
     arguments = parser.parse_args()
 
-    model = arguments.model
-    if model is None:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-        model = cache / "diffused/random-sd15"
-        if not (model / "model_index.json").exists():
-            make_model(model)
+    model = arguments.model or cached_model()
     width, height = (int(side) for side in arguments.size.split("x"))
     request = (width, height, arguments.steps, arguments.scale, arguments.seed)
 
