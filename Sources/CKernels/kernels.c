@@ -36,6 +36,9 @@ static const char normalization[] = {
 static const char packing[] = {
 #embed "../../Kernels/packing.cl" suffix(, 0)
 };
+static const char peak[] = {
+#embed "../../Kernels/peak.cl" suffix(, 0)
+};
 static const char row_bands[] = {
 #embed "../../Kernels/row_bands.cl" suffix(, 0)
 };
@@ -55,6 +58,7 @@ static const struct diffused_kernel_file files[] = {
     {"mma.clh", mma},
     {"normalization.cl", normalization},
     {"packing.cl", packing},
+    {"peak.cl", peak},
     {"row_bands.cl", row_bands},
     {"winograd.cl", winograd},
 };

@@ -61,11 +61,28 @@ struct BenchmarkCommand: ParsableCommand {
     @Flag(help: "Print one JSON object.")
     var json = false
 
+    @Flag(
+        help: """
+            Measure every operator at the shapes of Stable Diffusion 1.5 instead, on made-up numbers, and what the device can do \
+            at most; reads no model.
+            """
+    )
+    var operators = false
+
     func run() throws {
         let configuration = try model.load()
         _ = try width.map { try configuration.checkedSide($0, option: "--width", limit: configuration.limits.width) }
         _ = try height.map { try configuration.checkedSide($0, option: "--height", limit: configuration.limits.height) }
         _ = try configuration.checkedSteps(steps)
+        if operators {
+            let report = try OperatorReport(
+                configuration.pipelineOptions,
+                width: width ?? 512,
+                height: height ?? 512,
+                logger: makeLogger(configuration)
+            )
+            return print(try json ? report.json() : report.table)
+        }
         let report = try BenchmarkReport(
             configuration.pipelineOptions,
             width: width,

@@ -66,7 +66,7 @@ private func diffused(
         "nonsense", "serve --nonsense", "generate", "generate --prompt a --steps 0", "generate --prompt a --width 100",
         "generate --prompt a --seed 18446744073709551616", "generate --prompt a --seed 1.5",
         "generate --prompt a --scale nan", "generate --prompt a --sampler foo",
-        "generate --prompt a --precision float8",
+        "generate --prompt a --precision float8", "benchmark --operators --width 100",
     ])
     func wrongUsageIs2(command: String) throws {
         let arguments = command.split(separator: " ").map(String.init)
