@@ -97,12 +97,12 @@ __kernel void convolution_plain(ARGUMENTS)
 
 #if defined(ROWS)
 
-// convolution_cpu — a work-item is a register tile of ROWS pixels x 2 vectors of output channels; no local memory, no barrier.
+// convolution_cpu — a register tile is ROWS pixels x 2 vectors of output channels; no local memory, no barrier.
 // The weights of a panel stream once through the cache for ROWS pixels; pixels are read as broadcast scalars, one pointer each, so
 // that borders, strides and upsampling cost nothing in the inner loop (the "indirect convolution" of Dukhan 2019).
 // Needs     ACTIVATION 0, OPERAND and OUTPUT 0 or 2, PANEL = 2 * VEC
-// Mapping   global (ceil(M/ROWS) * ceil(packed O/P)), local (1): blocks of BLOCK register tiles, in a block panel after panel, and in a
-//           panel tile after tile, so that both the panel and the block's pixels are read from the cache
+// Mapping   global (ceil(packed O/P), ceil(ceil(M/ROWS)/BLOCK)), local (1, 1): a work-item makes BLOCK register tiles of one panel, one after
+//           another, and panels run fastest, so that both the panel and the block's pixels are read from the cache
 // Gain      ROWS=12, VEC=16: 390-480 GFLOP/s on PoCL 3.1, 2 cores of a Zen 5, at the UNet's shapes (2026-11-23)
 // Variants  -DKERNEL=3 -DPANEL=32 -DVEC=16 -DROWS=12 -DUPSAMPLE=1 -DHAS_RESIDUAL=1 | -DKERNEL=3 -DPANEL=32 -DVEC=16 -DROWS=12 -DOPERAND=2 -DWEIGHT=2 -DPAIRED=1 -DOUTPUT=2 | -DKERNEL=1 -DPANEL=32 -DVEC=16 -DROWS=12 -DOPERAND=2 -DWEIGHT=2 | -DKERNEL=1 -DPANEL=16 -DVEC=8 -DROWS=6 -DGEGLU=1 -DWEIGHT=1 | -DKERNEL=1 -DPANEL=8 -DVEC=4 -DROWS=4 -DFUNCTION=2 -DHAS_CHANNEL_BIAS=1 -DWEIGHT=2
 
@@ -159,18 +159,18 @@ typedef floatv elementv;
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void convolution_cpu(ARGUMENTS, const int BLOCK)
 {
     const int M = N * OH * OW, tiles = (M + ROWS - 1) / ROWS;
-    const int panels = (int)get_global_size(0) / tiles, item = (int)get_global_id(0);
-    const int firstTile = item / (BLOCK * panels) * BLOCK, blockTiles = min(BLOCK, tiles - firstTile);
-    const int inBlock = item - firstTile * panels;
-    const int tile = firstTile + inBlock % blockTiles, panel = inBlock / blockTiles;
-    __global const weight_t* weights = w + (size_t)panel * KERNEL * KERNEL * C * PANEL;
+    const int panel = (int)get_global_id(0), firstTile = (int)get_global_id(1) * BLOCK;
+    const floatv biasA = vloadv(0, bias + (size_t)panel * PANEL), biasB = vloadv(1, bias + (size_t)panel * PANEL);
 
-    // Rows beyond the last pixel repeat it and are not stored.
+    for (int tile = firstTile; tile < min(firstTile + BLOCK, tiles); tile++) {
+        __global const weight_t* weights = w + (size_t)panel * KERNEL * KERNEL * C * PANEL;
+
+        // Rows beyond the last pixel repeat it and are not stored.
 #define DECLARE(i)                                                                                           \
     floatv sum##i##a = 0.0f, sum##i##b = 0.0f;                                                               \
     const int m##i = min(tile * ROWS + i, M - 1);                                                            \
     const int u##i = m##i % OW * STRIDE - PAD, v##i = m##i / OW % OH * STRIDE - PAD, n##i = m##i / OW / OH;
-    FOR_ROWS(DECLARE)
+        FOR_ROWS(DECLARE)
 
 #if PAIRED
 #define ELEMENT(i) x##i[element]
@@ -189,26 +189,25 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void convolution_cpu(ARG
         const elementv a = LOAD_WEIGHTS(2 * turn, weights), b = LOAD_WEIGHTS(2 * turn + 1, weights);         \
         FOR_ROWS(ACCUMULATE)                                                                                 \
     }
-    for (int ky = 0; ky < KERNEL; ky++)
-        for (int kx = 0; kx < KERNEL; kx++) {
+        for (int ky = 0; ky < KERNEL; ky++)
+            for (int kx = 0; kx < KERNEL; kx++) {
 #define POINT(i)                                                                                             \
     __global const element_t* x##i = (__global const element_t*)(                                            \
         INSIDE(v##i + ky, u##i + kx) ? SOURCE(n##i, v##i + ky, u##i + kx) : zeros);
-            FOR_ROWS(POINT)
-            // Two elements a turn: unrolled here because compilers differ in what they make of a pragma.
-            int c = 0;
-            for (; c + 2 <= ELEMENTS; c += 2) {
-                MULTIPLY(0, c)
-                MULTIPLY(1, c + 1)
-                weights += 2 * STEP;
+                FOR_ROWS(POINT)
+                // Two elements a turn: unrolled here because compilers differ in what they make of a pragma.
+                int c = 0;
+                for (; c + 2 <= ELEMENTS; c += 2) {
+                    MULTIPLY(0, c)
+                    MULTIPLY(1, c + 1)
+                    weights += 2 * STEP;
+                }
+                if (c < ELEMENTS) {
+                    MULTIPLY(0, c)
+                    weights += STEP;
+                }
             }
-            if (c < ELEMENTS) {
-                MULTIPLY(0, c)
-                weights += STEP;
-            }
-        }
 
-    const floatv biasA = vloadv(0, bias + (size_t)panel * PANEL), biasB = vloadv(1, bias + (size_t)panel * PANEL);
 #if GEGLU
 #define STORE(i)                                                                                             \
     if (tile * ROWS + i < M)                                                                                 \
@@ -221,7 +220,8 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void convolution_cpu(ARG
         finish(sum##i##b + biasB, (size_t)m##i, n##i, panel * PANEL + VEC, O, channelBias, residual, y);     \
     }
 #endif
-    FOR_ROWS(STORE)
+        FOR_ROWS(STORE)
+    }
 }
 
 #endif

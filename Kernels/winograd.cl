@@ -121,22 +121,22 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void winograd_input(
     }
 }
 
-// winograd_multiply — m = v u for ROWS tiles x one panel at one frequency: the register tile of convolution_cpu.
-// Mapping   global (ceil(strip/ROWS), O/P, 36), local (1, 1, 1)
+// winograd_multiply — m = v u for one panel at one frequency, ROWS tiles of the strip after ROWS tiles: the register tile of convolution_cpu.
+// Mapping   global (O/P, 36), local (1, 1)
 // Variants  -DPANEL=32 -DVEC=16 -DROWS=12 | -DPANEL=16 -DVEC=8 -DROWS=6
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void winograd_multiply(
     __global const float* restrict v, __global const float* restrict u, __global float* restrict m, const int C,
     const int STRIP)
 {
-    const int first = (int)get_global_id(0) * ROWS;
-    const size_t panel = get_global_id(1), panels = get_global_size(1), frequency = get_global_id(2);
+    const size_t panel = get_global_id(0), panels = get_global_size(0), frequency = get_global_id(1);
     __global const float* rows = v + frequency * STRIP * C;
-    __global const float* weights = u + (frequency * panels + panel) * C * PANEL;
-    // Rows beyond the strip repeat its last and are not stored.
+    for (int first = 0; first < STRIP; first += ROWS) {
+        __global const float* weights = u + (frequency * panels + panel) * C * PANEL;
+        // Rows beyond the strip repeat its last and are not stored.
 #define DECLARE(i)                                                                                           \
     floatv sum##i##a = 0.0f, sum##i##b = 0.0f;                                                               \
     __global const float* v##i = rows + (size_t)min(first + i, STRIP - 1) * C;
-    FOR_ROWS(DECLARE)
+        FOR_ROWS(DECLARE)
 #define ACCUMULATE(i)                                                                                        \
     {                                                                                                        \
         const floatv t = (floatv)(v##i[channel]);                                                            \
@@ -149,18 +149,19 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void winograd_multiply(
         const floatv a = vloadv(2 * turn, weights), b = vloadv(2 * turn + 1, weights);                       \
         FOR_ROWS(ACCUMULATE)                                                                                 \
     }
-    for (int c = 0; c < C; c += 2) {
-        MULTIPLY(0, c)
-        MULTIPLY(1, c + 1)
-        weights += 2 * PANEL;
-    }
-    __global float* out = m + ((frequency * STRIP + first) * panels + panel) * PANEL;
+        for (int c = 0; c < C; c += 2) {
+            MULTIPLY(0, c)
+            MULTIPLY(1, c + 1)
+            weights += 2 * PANEL;
+        }
+        __global float* out = m + ((frequency * STRIP + first) * panels + panel) * PANEL;
 #define STORE(i)                                                                                             \
     if (first + i < STRIP) {                                                                                 \
         vstorev(sum##i##a, 0, out + i * panels * PANEL);                                                     \
         vstorev(sum##i##b, 1, out + i * panels * PANEL);                                                     \
     }
-    FOR_ROWS(STORE)
+        FOR_ROWS(STORE)
+    }
 }
 
 // winograd_output — y = f(A^T m A + bias + channelBias) + residual for all channels of one tile.

@@ -96,6 +96,7 @@ public struct OperatorReport: Codable, Sendable, Equatable {
             index: options.device.index,
             precision: ElementType(options.precision),
             kernelsDirectory: options.kernelsDirectory,
+            cacheDirectory: options.cacheDirectory,
             logger: logger
         )
         switch options.device.gemm {

@@ -149,9 +149,11 @@ extension Tensor {
             local = [tuning.elementwiseWorkGroup, 1]
         case .cpu:
             macros["ROWS"] = tuning.tileRows
-            global = [(outputRows + tuning.tileRows - 1) / tuning.tileRows * panels]
-            local = [1]
-            ownArguments = [.int(tuning.convolutionBlock)]
+            let tiles = (outputRows + tuning.tileRows - 1) / tuning.tileRows
+            let block = tuning.convolutionBlock(tiles: tiles * panels)
+            global = [panels, (tiles + block - 1) / block]
+            local = [1, 1]
+            ownArguments = [.int(block)]
         case .gpu, .nvidia:
             global = [16 * panels, 16 * ((outputRows + 63) / 64)]
             local = [16, 16]

@@ -62,8 +62,10 @@ public struct KernelTuning: Sendable, Equatable {
     public var vectorWidth: Int
     /// ROWS: pixels or queries in a register tile (CPU family).
     public var tileRows: Int
-    /// BLOCK: register tiles whose pixels stay in the cache while the panels of weights pass (CPU family).
-    public var convolutionBlock: Int
+    /// The most register tiles a work-item makes, whose pixels stay in the cache while the panels of weights pass (CPU family).
+    public var maxConvolutionBlock: Int
+    /// Work-items from which on the compute units are evenly busy (CPU family).
+    public var leastWorkItems: Int
     /// PANEL: output channels in a panel of packed weights.
     public var panelWidth: Int
     /// KEYS: keys in a block of attention (CPU family).
@@ -124,7 +126,8 @@ public struct KernelTuning: Sendable, Equatable {
             family: family,
             vectorWidth: width,
             tileRows: width == 16 ? 12 : width == 8 ? 6 : 4,
-            convolutionBlock: 32,
+            maxConvolutionBlock: 32,
+            leastWorkItems: 16 * device.computeUnits,
             panelWidth: panelWidth,
             attentionKeys: 128,
             attentionTiles: 4,
@@ -180,6 +183,13 @@ public struct KernelTuning: Sendable, Equatable {
         case 160, 512: 1
         default: nil
         }
+    }
+
+    /// BLOCK of `convolution_cpu`: register tiles of a work-item when there are `tiles` in all.
+    ///
+    /// Many, as a work-group costs a processor about as much as a tile of few channels; but not so many that there is no work for all.
+    public func convolutionBlock(tiles: Int) -> Int {
+        min(max(tiles / leastWorkItems, 1), maxConvolutionBlock)
     }
 
     /// QUERIES and KEYS of `attention_gpu` for heads of a given size: the largest tile that fits the local memory; nil if none does.

@@ -79,8 +79,8 @@ extension Tensor {
             )
             try multiply.enqueue(
                 [.buffer(v.buffer), .buffer(u.buffer), .buffer(m.buffer), .int(channels), .int(count)],
-                global: [(count + tuning.tileRows - 1) / tuning.tileRows, panels, 36],
-                local: [1, 1, 1]
+                global: [panels, 36],
+                local: [1, 1]
             )
             try output.enqueue(
                 [
