@@ -135,16 +135,14 @@ extension StableDiffusionPipeline {
     func need(width: Int, height: Int, usesGuidance: Bool, bands: DecoderBands?) throws -> MemoryNeed {
         let scale = configuration.vae.scaleFactor
         var need = try device.memoryNeed {
+            // In the order of `TextToImageGeneration`.
+            let prompt = [Int32](repeating: 0, count: configuration.textEncoder.maxPositionEmbeddings)
+            let context = try unet.context(of: textEncoder(usesGuidance ? [prompt, prompt] : [prompt]))
             let latents = try Tensor(
                 [1, height / scale, width / scale, configuration.unet.inChannels],
                 .float32,
                 on: device
             )
-            let tokens = configuration.textEncoder.maxPositionEmbeddings
-            let states = try textEncoder(
-                [[Int32]](repeating: [Int32](repeating: 0, count: tokens), count: usesGuidance ? 2 : 1)
-            )
-            let context = try unet.context(of: states)
             let step = SchedulerStep(timestep: 0, modelInputScale: 1, sample: 1, modelOutput: 1, noise: 0)
             try denoise(latents, step, context, guidance: usesGuidance ? 1 : nil)
             let picture = try vae.decode(latents, bands: bands)

@@ -139,17 +139,21 @@ struct BufferPoolTests {
     @Test func unusedBuffersAreReleasedBeforeThePoolGrows() throws {
         let queue = try makeQueue()
         let pool = BufferPool(queue, keptBytes: 0)
-        let (first, second) = (try pool.take(1 << 20), try pool.take(2 << 20))
+        func useTwoAtOnce() throws {
+            let (first, second) = (try pool.take(1 << 20), try pool.take(2 << 20))
+            pool.give(first)
+            pool.give(second)
+        }
+        try useTwoAtOnce()
         #expect(pool.heldBytes == 3 << 20 && pool.highWaterBytes == 3 << 20)
-        pool.give(first)
-        pool.give(second)
         // Those unused for longest go first, and only as many as there is need of.
-        let third = try pool.take(3 << 19)
-        #expect(pool.heldBytes == 7 << 19)
-        #expect(try pool.take(2 << 20) === second)
-        #expect(pool.highWaterBytes == 7 << 19)
-        pool.give(third)
-        pool.give(second)
+        pool.give(try pool.take(3 << 18))
+        #expect(pool.heldBytes == 11 << 18 && queue.allocatedBytes == 11 << 18)
+        pool.give(try pool.take(2 << 20))
+        #expect(pool.heldBytes == 11 << 18)
+        // One larger than all before takes the place of all.
+        pool.give(try pool.take(4 << 20))
+        #expect(pool.heldBytes == 4 << 20 && pool.highWaterBytes == 4 << 20 && queue.allocatedBytes == 4 << 20)
         pool.removeAll()
         #expect(pool.heldBytes == 0 && pool.highWaterBytes == 0 && queue.allocatedBytes == 0)
     }
@@ -178,12 +182,15 @@ struct BufferPoolTests {
     @Test func aDryRunCountsWhatTheRealRunTakes() throws {
         let queue = try makeQueue()
         let pool = BufferPool(queue, keptBytes: 0)
+        func useAndGiveBack(_ byteCount: Int, with other: Buffer) throws {
+            let buffer = try pool.take(byteCount)
+            try [UInt8](repeating: 1, count: 16).withUnsafeBytes { try queue.write($0, to: buffer) }
+            try queue.copy(from: buffer, at: 0, to: other, at: 16, byteCount: 16)
+            pool.give(buffer)
+        }
         func work() throws {
-            let first = try pool.take(1 << 20)
             let second = try pool.take(4 << 20)
-            try [UInt8](repeating: 1, count: 16).withUnsafeBytes { try queue.write($0, to: first) }
-            try queue.copy(from: first, at: 0, to: second, at: 16, byteCount: 16)
-            pool.give(first)
+            try useAndGiveBack(1 << 20, with: second)
             pool.give(try pool.take(2 << 20))
             pool.give(second)
         }
