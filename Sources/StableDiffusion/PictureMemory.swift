@@ -119,16 +119,17 @@ extension StableDiffusionPipeline {
             let need = MemoryNeed(peakBytes: picture, largestAllocation: picture)
             return [PicturePlan(width: width, height: height, usesGuidance: usesGuidance, bands: nil, need: need)]
         }
-        let ways = [nil] + vae.bandings.map { Optional($0) }
-        return try ways.map { bands in
-            PicturePlan(
-                width: width,
-                height: height,
-                usesGuidance: usesGuidance,
-                bands: bands,
-                need: try need(width: width, height: height, usesGuidance: usesGuidance, bands: bands)
+        var plans: [PicturePlan] = []
+        for bands in [nil] + vae.bandings.map({ Optional($0) }) {
+            // Thinner bands are for devices that grant no allocation of the size of thicker ones; they save nothing else.
+            let isThinner = bands.map { $0.rows < DecoderBands.usualRows } ?? false
+            if isThinner && plans.contains(where: { $0.need.largestAllocation <= device.maxAllocationBytes }) { break }
+            let need = try self.need(width: width, height: height, usesGuidance: usesGuidance, bands: bands)
+            plans.append(
+                PicturePlan(width: width, height: height, usesGuidance: usesGuidance, bands: bands, need: need)
             )
         }
+        return plans
     }
 
     /// What a picture takes: a dry run of everything that depends on its size.

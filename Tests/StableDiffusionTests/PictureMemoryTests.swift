@@ -105,11 +105,11 @@ struct PictureMemoryTests {
         return memory
     }
 
-    @Test(arguments: [(2048, 2048), (2048, 512), (512, 1536), (1 << 20, 1 << 20)])
+    @Test(arguments: [(1024, 1024), (1536, 512), (1 << 20, 1 << 20)])
     func aSmallDeviceSaysWhatFits(_ size: (Int, Int)) throws {
         let pipeline = try pipeline()
         let used = pipeline.device.memoryBytes - pipeline.device.activationBytes
-        pipeline.device.memoryBytes = used + 200 << 20
+        pipeline.device.memoryBytes = used + 100 << 20
         let memory = try refusal(request(size.0, size.1), by: pipeline)
         #expect(memory.isPermanent && !memory.isOneAllocation)
         #expect(memory.neededBytes > memory.availableBytes && memory.availableBytes == pipeline.device.activationBytes)

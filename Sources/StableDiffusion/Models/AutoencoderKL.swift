@@ -8,6 +8,9 @@ struct DecoderBands: Sendable, Equatable {
     var firstBlock: Int
     /// Rows of latents in a band.
     var rows: Int
+
+    /// 8 rows of latents are 64 of the picture: two more for the neighbours cost 3 %.
+    static let usualRows = 8
 }
 
 /// Latents to pictures.
@@ -65,8 +68,7 @@ struct AutoencoderKL {
 
     /// Ways to decode in bands, in the order of the memory they take; what they have more of is rows computed twice.
     var bandings: [DecoderBands] {
-        // 8 rows of latents are 64 of the picture: two more for the neighbours cost 3 %.
-        let fromLast = upBlocks.indices.reversed().map { DecoderBands(firstBlock: $0, rows: 8) }
+        let fromLast = upBlocks.indices.reversed().map { DecoderBands(firstBlock: $0, rows: DecoderBands.usualRows) }
         return fromLast + [4, 2, 1].map { DecoderBands(firstBlock: 0, rows: $0) }
     }
 
