@@ -113,8 +113,10 @@ extension StableDiffusionPipeline {
 
     /// Every way to make a picture and what it takes; the first is the quickest.
     private func plans(width: Int, height: Int, usesGuidance: Bool) throws -> [PicturePlan] {
-        // Far beyond any device a dry run of so many bands would take long; the finished picture alone is too much there.
-        let picture = width * height * configuration.vae.outChannels * device.activationType.byteCount
+        // A dry run of very many bands would take long. Input and intermediate result of the decoder's last blocks are all alive at once in any
+        // way of decoding; where these alone are too much, nothing else has to be known.
+        let channels = 2 * (configuration.vae.blockOutChannels.first ?? 1)
+        let picture = width * height * channels * device.activationType.byteCount
         if picture > device.activationBytes {
             let need = MemoryNeed(peakBytes: picture, largestAllocation: picture)
             return [PicturePlan(width: width, height: height, usesGuidance: usesGuidance, bands: nil, need: need)]
