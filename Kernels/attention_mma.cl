@@ -3,7 +3,7 @@
 //
 // y[b, t, h, :] = sum_s softmax_s( SCALE * q[b, t, h, :] . k[b, s, h, :] ) v[b, s, h, :]
 //
-// Letters   B batch, T queries, S keys, HEADS heads; CAUSAL: key s is seen by queries t >= s only
+// Letters   B batch, T queries, S keys, HEADS heads, D = HEAD_SIZE; CAUSAL: key s is seen by queries t >= s only
 // Layout    as in attention.cl, half; strides and offsets are multiples of 8, so that 8 elements are one 16-byte piece
 // Scores    of a block are four products of 8 keys. Which key stands in which column is free, as long as values follow: column 2 quad + e
 //           of product i is key 8 quad + 2 i + e, so that a work-item's scores become, in place, its part of the left operand of the
@@ -28,7 +28,7 @@
     __global const half* restrict q, const int Q_OFFSET, const int Q_STRIDE, __global const half* restrict k,\
         const int K_OFFSET, const int K_STRIDE, __global const half* restrict v, const int V_OFFSET,         \
         const int V_STRIDE, __global half* restrict y, const int T, const int S, const int HEADS,            \
-        const float SCALE, const int CAUSAL
+        const int D, const float SCALE, const int CAUSAL
 
 // The key in column `column` of product i.
 #define KEY(i, column) (8 * ((column) >> 1) + 2 * (i) + ((column) & 1))

@@ -4,14 +4,26 @@ internal import Foundation
 internal import Logging
 internal import OpenCLRuntime
 
-extension TensorDevice {
-    /// The classes of linear layers: rows, input and output channels of a typical one.
-    ///
-    /// A UNet's wide layers have few rows.
-    private static let shapeClasses = [
-        (rows: 8192, inChannels: 320, outChannels: 320), (rows: 2048, inChannels: 640, outChannels: 640),
-        (rows: 512, inChannels: 1280, outChannels: 1280),
+/// A class of linear layers, as a typical one.
+package struct LinearShape: Sendable {
+    let rows: Int
+    let inChannels: Int
+    let outChannels: Int
+
+    /// A layer of `rows` rows.
+    package init(rows: Int, inChannels: Int, outChannels: Int) {
+        (self.rows, self.inChannels, self.outChannels) = (rows, inChannels, outChannels)
+    }
+
+    /// Those of a UNet, whose wide layers have few rows.
+    package static let classes = [
+        LinearShape(rows: 8192, inChannels: 320, outChannels: 320),
+        LinearShape(rows: 2048, inChannels: 640, outChannels: 640),
+        LinearShape(rows: 512, inChannels: 1280, outChannels: 1280),
     ]
+}
+
+extension TensorDevice {
 
     /// Computes all linear layers with one implementation.
     ///
@@ -29,6 +41,11 @@ extension TensorDevice {
     /// Zen 4), so nothing is measured there.
     /// - Parameter cacheDirectory: Where the measurement is kept; nil measures at every start.
     public func chooseGEMM(cacheDirectory: String?) throws {
+        try chooseGEMM(cacheDirectory: cacheDirectory, among: LinearShape.classes)
+    }
+
+    /// The same, measured with other layers.
+    package func chooseGEMM(cacheDirectory: String?, among shapeClasses: [LinearShape]) throws {
         if tuning.family == .cpu {
             gemmProvider = { _, _ in .builtin }
             queue.logger.info("GEMM", metadata: ["provider": "builtin", "reason": "the device is a processor"])
@@ -46,10 +63,10 @@ extension TensorDevice {
         var known =
             file.flatMap { try? JSONDecoder().decode([String: [String]].self, from: Data(contentsOf: $0)) } ?? [:]
         let choices: [GEMMProvider]
-        if let kept = known[key]?.compactMap(GEMMProvider.init), kept.count == TensorDevice.shapeClasses.count {
+        if let kept = known[key]?.compactMap(GEMMProvider.init), kept.count == shapeClasses.count {
             choices = kept
         } else {
-            choices = try TensorDevice.shapeClasses.map { shape in
+            choices = try shapeClasses.map { shape in
                 let builtin = try secondsPerProduct(shape, .builtin)
                 let clblast = try secondsPerProduct(shape, .clblast)
                 queue.logger.info(
@@ -79,9 +96,9 @@ extension TensorDevice {
             metadata: ["provider": "\(choices.map(\.rawValue).joined(separator: ", "))", "reason": "measured"]
         )
         gemmProvider = { inChannels, _ in
-            let nearest = TensorDevice.shapeClasses.indices.min {
-                abs(TensorDevice.shapeClasses[$0].inChannels - inChannels)
-                    < abs(TensorDevice.shapeClasses[$1].inChannels - inChannels)
+            let nearest = shapeClasses.indices.min {
+                abs(shapeClasses[$0].inChannels - inChannels)
+                    < abs(shapeClasses[$1].inChannels - inChannels)
             }
             return nearest.map { choices[$0] } ?? .builtin
         }
@@ -89,7 +106,7 @@ extension TensorDevice {
 
     /// The median of five products after one that builds the kernels.
     private func secondsPerProduct(
-        _ shape: (rows: Int, inChannels: Int, outChannels: Int),
+        _ shape: LinearShape,
         _ provider: GEMMProvider
     ) throws -> Double {
         let before = gemmProvider

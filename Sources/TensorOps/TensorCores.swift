@@ -109,7 +109,7 @@ extension TensorDevice {
             isWide ? "attention_mma_wide" : "attention_mma",
             file: "attention_mma.cl",
             ["HEAD_SIZE": headSize, "M_TILES": queryTiles],
-            arguments: 15
+            arguments: 16
         )
         let (batch, tokens) = (y.shape[0], y.shape[1])
         let queriesPerGroup = isWide ? 16 : 64 * queryTiles
@@ -149,28 +149,32 @@ struct TensorCoreTest {
         plainTuning.panelWidth = 8
         let plain = device(plainTuning)
         for tile in MatrixTile.all {
-            for splits in [1, 2] {
-                var fixed = tuning
-                fixed.matrixTile = tile
-                fixed.matrixTile?.splits = splits
-                let tested = device(fixed)
-                let name = "tile \(tile.rows)x\(tile.columns)" + (splits == 1 ? "" : ", split")
-                if let wrong = try disagreement({ try convolution(on: $0) }, tested, plain) {
-                    return "convolution, \(name): \(wrong)"
-                }
-                guard splits == 1 else { continue }
-                if let wrong = try disagreement({ try geglu(on: $0) }, tested, plain) {
-                    return "linear, \(name): \(wrong)"
-                }
+            if let wrong = try disagreement({ try convolution(on: $0) }, device(fixed(tile)), plain) {
+                return "convolution, tile \(tile.rows)x\(tile.columns): \(wrong)"
             }
         }
-        let tested = device(tuning)
+        // What does not depend on the tile.
+        if let wrong = try disagreement({ try convolution(on: $0) }, device(fixed(MatrixTile.all[2], splits: 2)), plain)
+        {
+            return "convolution in parts: \(wrong)"
+        }
+        if let wrong = try disagreement({ try geglu(on: $0) }, device(fixed(MatrixTile.all[2])), plain) {
+            return "linear layer with GEGLU: \(wrong)"
+        }
         for headSize in [40, 64, 80, 160, 512] {
-            if let wrong = try disagreement({ try attentionOfHeads(headSize, on: $0) }, tested, plain) {
+            if let wrong = try disagreement({ try attentionOfHeads(headSize, on: $0) }, device(tuning), plain) {
                 return "attention, heads of \(headSize): \(wrong)"
             }
         }
         return nil
+    }
+
+    /// The tuning with one tile for all convolutions.
+    private func fixed(_ tile: MatrixTile, splits: Int = 1) -> KernelTuning {
+        var fixed = tuning
+        fixed.matrixTile = tile
+        fixed.matrixTile?.splits = splits
+        return fixed
     }
 
     /// Sums of whole numbers, which are exact, so that what differs is wrong; more pixels and channels than a tile has.

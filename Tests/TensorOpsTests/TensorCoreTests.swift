@@ -35,30 +35,27 @@ private enum TensorCoreKernels {
     }
 }
 
-/// Edges of the tiles of 64 and 128 pixels and channels, of steps of 32 channels, and everything that may be fused.
+/// Edges of tiles and of steps of 32 channels: of one pixel or channel, one more or less than a tile, whole and not.
 private let edges = [
     ConvolutionCase([1, 1, 1, 8], 1),
-    ConvolutionCase([1, 5, 13, 40], 72, .everything),
-    ConvolutionCase([2, 9, 11, 24], 136, stride: 2, .channelBias),
-    ConvolutionCase([3, 7, 7, 32], 33, .residual),
-    ConvolutionCase([2, 5, 4, 16], 64, to: (9, 8), .everything),
-    ConvolutionCase([2, 5, 4, 72], 9, to: (9, 7), hasBias: false),
-    ConvolutionCase([1, 3, 43, 56], 129, kernel: 1, .quickGELU),
-    ConvolutionCase([1, 11, 12, 64], 72, kernel: 1, .geglu),
-    ConvolutionCase([1, 1, 65, 8], 19, kernel: 1, .geglu),
+    ConvolutionCase([2, 9, 11, 24], 65, stride: 2, hasBias: false),
+    ConvolutionCase([3, 7, 7, 32], 33),
+    ConvolutionCase([1, 5, 13, 40], 128),
+    ConvolutionCase([1, 1, 63, 72], 132, stride: 2),
 ]
 
-/// Input and output channels of the UNet's 3x3 convolutions (SD 1.5 and 2.1), and of the VAE decoder's.
+/// Input and output channels of the UNet's 3x3 convolutions (SD 1.5 and 2.1) and of the VAE decoder's; 96 stands for output channels that
+/// another pair has.
 private let pairs3x3 = [
-    (320, 320), (320, 640), (640, 640), (640, 1280), (1280, 1280), (2560, 1280), (1920, 1280), (1920, 640), (1280, 640),
-    (960, 640), (960, 320), (640, 320), (320, 4), (512, 512), (512, 256), (256, 256), (256, 128), (128, 128), (128, 3),
+    (320, 320), (320, 640), (640, 640), (640, 1280), (1280, 1280), (1280, 640), (960, 96), (1920, 96), (2560, 96),
+    (320, 4),
+    (512, 512), (512, 256), (256, 256), (256, 128), (128, 128), (128, 3),
 ]
 
 /// Of its 1x1 convolutions and linear layers, among them the text encoders'.
 private let pairs1x1 = [
-    (320, 320), (320, 640), (640, 640), (640, 1280), (1280, 1280), (2560, 1280), (1920, 1280), (1920, 640), (1280, 640),
-    (960, 640), (960, 320), (640, 320), (512, 256), (256, 128), (512, 512), (320, 960), (640, 1920), (1280, 3840),
-    (1280, 320), (2560, 640), (5120, 1280), (768, 640), (768, 2304), (768, 3072), (3072, 768), (1024, 4096),
+    (320, 320), (320, 960), (640, 1280), (640, 1920), (1280, 1280), (1280, 320), (960, 640), (1920, 640), (2560, 640),
+    (5120, 96), (768, 2304), (768, 3072), (3072, 96), (1024, 96), (512, 256), (256, 128),
 ]
 
 /// Head size, with queries and keys that are blocks and are not.
@@ -81,41 +78,70 @@ private let heads = [
 @Suite(.requiresDevice, .requiresTensorCoreKernels)
 @DeviceActor
 struct TensorCoreTests {
-    @Test(arguments: MatrixTile.all, [1, 3])
-    func everyTileAtItsEdges(_ tile: MatrixTile, _ splits: Int) throws {
-        var tile = tile
-        tile.splits = splits
-        for convolution in edges { try convolution.check(tensorCores(tile), positions: 1000) }
+    /// Everything that may be fused and an enlargement, with more pixels and channels than a tile has.
+    @Test(arguments: MatrixTile.all)
+    func everyTile(_ tile: MatrixTile) throws {
+        try ConvolutionCase([2, 5, 8, 72], 140, to: (9, 15), .everything).check(tensorCores(tile), positions: 1000)
+    }
+
+    @Test func sumsInParts() throws {
+        var parts = MatrixTile.all[2]
+        parts.splits = 3
+        try ConvolutionCase([2, 5, 8, 72], 140, to: (9, 15), .everything).check(tensorCores(parts), positions: 1000)
+    }
+
+    @Test(arguments: edges)
+    func awkwardShapes(_ convolution: ConvolutionCase) throws {
+        try convolution.check(tensorCores(MatrixTile.all[2]), positions: 1000)
+    }
+
+    /// Channels that a lane's four do not divide, in everything that loads or stores them.
+    @Test func channelsThatAreNotWhole() throws {
+        try ConvolutionCase([2, 3, 5, 16], 37, to: (5, 6), .everything).check(tensorCores(MatrixTile.all[2]))
     }
 
     @Test(arguments: pairs3x3)
     func convolutionsOfStableDiffusion(_ channels: (Int, Int)) throws {
-        try ConvolutionCase([1, 6, 6, channels.0], channels.1, .residual).check(tensorCores(), positions: 300)
+        try ConvolutionCase([1, 6, 6, channels.0], channels.1).check(tensorCores(MatrixTile.all[2]), positions: 300)
     }
 
     @Test(arguments: [(320, 320), (640, 640), (1280, 1280)])
     func samplingOfStableDiffusion(_ channels: (Int, Int)) throws {
-        try ConvolutionCase([1, 8, 8, channels.0], channels.1, stride: 2).check(tensorCores(), positions: 300)
-        try ConvolutionCase([1, 3, 3, channels.0], channels.1, to: (6, 6)).check(tensorCores(), positions: 300)
+        let variant = try tensorCores(MatrixTile.all[2])
+        try ConvolutionCase([1, 8, 8, channels.0], channels.1, stride: 2).check(variant, positions: 300)
+        try ConvolutionCase([1, 3, 3, channels.0], channels.1, to: (6, 6)).check(variant, positions: 300)
     }
 
     @Test(arguments: pairs1x1)
     func linearLayersOfStableDiffusion(_ channels: (Int, Int)) throws {
         try LinearCase(input: [2, 33, channels.0], outChannels: channels.1, hasResidual: true)
-            .check(tensorCores().device(), positions: 300)
+            .check(tensorCores(MatrixTile.all[2]).device(), positions: 300)
     }
 
-    @Test(arguments: [(320, 1280), (640, 2560), (1280, 5120)])
+    @Test(arguments: [(320, 1280), (640, 2560), (1280, 120)])
     func feedForwardOfStableDiffusion(_ channels: (Int, Int)) throws {
         try LinearCase(input: [1, 40, channels.0], outChannels: channels.1, isGEGLU: true)
-            .check(tensorCores().device(), positions: 300)
+            .check(tensorCores(MatrixTile.all[2]).device(), positions: 300)
     }
 
-    /// A layer as large as they come, in the tile and the splits that an H100 would take.
-    @Test func smallPictureOfManyChannels() throws {
-        var variant = try tensorCores(MatrixTile.all[2])
-        variant.matrixTile?.splits = 3
-        try ConvolutionCase([2, 8, 8, 1280], 1280, .everything).check(variant, positions: 300)
+    /// A layer of many channels and a small picture, in the tile and the splits that are chosen for it.
+    @Test func chosenTile() throws {
+        try ConvolutionCase([2, 8, 8, 1280], 1280, .everything).check(tensorCores(), positions: 300)
+    }
+
+    /// Small pictures fill a large GPU only in parts; large ones are never split.
+    @Test func tilesFillTheDevice() throws {
+        var tuning = KernelTuning.forDevice(try testDevice.get(), precision: .float16, family: .nvidia)
+        tuning.computeUnits = 132
+        for (rows, columns, steps) in [(8192, 320, 90), (2048, 640, 180), (512, 1280, 360), (128, 1280, 360)] {
+            let tile = tuning.matrixTile(rows: rows, columns: columns, steps: steps)
+            let groups =
+                (rows + tile.rows - 1) / tile.rows * ((columns + tile.columns - 1) / tile.columns) * tile.splits
+            #expect(groups >= 132, "\(rows) x \(columns): \(tile)")
+        }
+        #expect(tuning.matrixTile(rows: 262_144, columns: 128, steps: 36) == MatrixTile.all[0])
+        tuning.computeUnits = 1
+        #expect(tuning.matrixTile(rows: 8192, columns: 320, steps: 90).splits == 1)
     }
 
     @Test(arguments: heads)
@@ -135,6 +161,7 @@ struct TensorCoreTests {
         try ConvolutionCase([1, 5, 5, 4], 40).check(variant)
         try ConvolutionCase([1, 3, 5, 7], 11, .everything).check(variant)
         try AttentionCase(queries: 9, keys: 9, heads: 2, headSize: 7).check(variant)
+        // The other tests' devices cannot compute these.
         #expect(throws: KernelError.self) { try ConvolutionCase([1, 5, 5, 4], 40).check(tensorCores()) }
     }
 
@@ -146,8 +173,7 @@ struct TensorCoreTests {
     /// A kernel that computes something else, and one that does not build.
     @Test(arguments: [
         ("convolution_mma.cl", "piece < pieces ?", "piece + 1 < pieces ?"),
-        ("convolution_mma.cl", "gates[e] + added[e]", "gates[e]"),
-        ("attention_mma.cl", "key + 1 < limit[1]", "key < limit[1]"), ("attention_mma.cl", "#define KEYS 32", "#error"),
+        ("convolution_mma.cl", "#define PANEL 32", "#error"),
     ])
     func selfTestFails(_ file: String, _ right: String, _ wrong: String) throws {
         let directory = try TensorCoreKernels.changed { name, source in
@@ -167,6 +193,30 @@ struct TensorCoreTests {
             device.convolutionWeights([HostTensor([1, 8, 1, 1], [Float](repeating: 3, count: 8))], bias: nil)
         )
         #expect(try y.floats() == [48])
+    }
+}
+
+@Suite(.requiresDevice)
+@DeviceActor
+struct TensorCoreFallbackTests {
+    /// Where neither the instruction nor sub-groups of 32 are, the self-test ends in the GPU family.
+    @Test(.enabled(if: !testDeviceRunsTensorCoreKernels, "the device runs the kernels for tensor cores"))
+    func devicesWithoutTensorCores() throws {
+        let log = LogRecorder()
+        let device = try TensorDevice(testDevice.get(), precision: .float16, family: .nvidia, logger: log.logger)
+        #expect(device.tuning.family == .gpu)
+        #expect(log.text.contains("tensor cores are not used") && log.text.contains("refused Kernels/"))
+    }
+
+    /// Only float16 on an NVIDIA GPU of compute capability 8.0 chooses the family by itself.
+    @Test(arguments: ElementType.allCases)
+    func chosenByCapability(_ precision: ElementType) throws {
+        let device = try testDevice.get()
+        let hasTensorCores = device.computeCapability.map { $0 >= KernelTuning.leastComputeCapability } ?? false
+        let family = KernelTuning.forDevice(device, precision: precision).family
+        #expect((family == .nvidia) == (hasTensorCores && precision == .float16))
+        #expect(ComputeCapability(major: 7, minor: 5) < KernelTuning.leastComputeCapability)
+        #expect(ComputeCapability(major: 12, minor: 0) >= KernelTuning.leastComputeCapability)
     }
 }
 
