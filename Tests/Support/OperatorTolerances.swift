@@ -10,13 +10,13 @@ package import TensorOps
 package enum OperatorTolerance: String, Sendable {
     /// Worst: 2.4e-12, 9.9e-6 (3x3 over 1280 channels).
     case convolution
-    /// Worst: TODO.
+    /// Worst: 2.9e-11, 6.6e-5; F(4x4, 3x3) adds what cancels later, which costs it a digit and a half (Lavin & Gray 2016).
     case winograd
     /// Worst: 2.0e-12, 1.4e-5 (4096 keys, one head of 512).
     case attention
     /// Worst: 1.7e-10, 1.8e-4; a score near 10 000 has a unit in the last place of 1e-3, which is a relative error of its probability.
     case attentionWithHugeScores
-    /// Worst: TODO; probabilities are rounded to bfloat16, 2^-9 of each.
+    /// Worst: 4.3e-7, 6.0e-3; probabilities are rounded to bfloat16, 2^-9 of each.
     case attentionOfPairs
     /// Probabilities are rounded to half, at most 2^-12 of each: 2e-8 in the mean square, of which four times are allowed.
     case attentionOnTensorCores
@@ -37,7 +37,7 @@ package enum OperatorTolerance: String, Sendable {
         switch self {
         case .convolution: Tolerance(nmse: 1e-11, peak: 4e-5, storage: storage)
         case .winograd: Tolerance(nmse: 1e-10, peak: 1e-4, storage: storage)
-        case .attentionOfPairs: Tolerance(nmse: 1e-5, peak: 1e-2, storage: storage)
+        case .attentionOfPairs: Tolerance(nmse: 2e-6, peak: 1e-2, storage: storage)
         case .attentionOnTensorCores: Tolerance(nmse: 8e-8, peak: 2e-3, storage: storage)
         case .attention: Tolerance(nmse: 8e-12, peak: 6e-5, storage: storage)
         case .attentionWithHugeScores: Tolerance(nmse: 7e-10, peak: 7e-4, storage: storage)
