@@ -80,8 +80,8 @@ public struct KernelTuning: Sendable, Equatable {
     public var normWorkGroup: Int
     /// Work-items of a work-group in elementwise kernels.
     public var elementwiseWorkGroup: Int
-    /// Memory of what a work-item packs of the weights, in bytes: half of a first-level cache (CPU family).
-    public var packingBytes: Int
+    /// Weights that a work-item packs (CPU family): enough that handing out work-groups does not show.
+    public var packedElements: Int
     /// Local memory a work-group may take, in bytes (GPU family).
     public var localMemoryBytes: Int
     /// Compute units: how many work-groups run side by side (NVIDIA family).
@@ -135,7 +135,7 @@ public struct KernelTuning: Sendable, Equatable {
             normChunk: 64,
             normWorkGroup: min(256, 1 << (Int.bitWidth - 1 - max(device.maxWorkGroupSize, 1).leadingZeroBitCount)),
             elementwiseWorkGroup: min(64, max(device.maxWorkGroupSize, 1)),
-            packingBytes: 16 << 10,
+            packedElements: 16 << 10,
             localMemoryBytes: device.localMemoryBytes,
             computeUnits: max(device.computeUnits, 1),
             tensorCores: hasTensorCores ? .instructions : .emulated,

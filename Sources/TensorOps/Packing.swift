@@ -122,17 +122,16 @@ public final class ConvolutionWeights {
             if device.tuning.family == .cpu {
                 let firstPanel = isGEGLU ? 0 : firstRow / panelWidth
                 let endPanel = isGEGLU ? panels : (firstRow + source.outChannels + panelWidth - 1) / panelWidth
-                // Channels whose packed weights, all taps of a panel, fit the first-level cache beside a run of the source.
-                let block = max(device.tuning.packingBytes / (taps * panelWidth * device.weightType.byteCount), 2) & ~1
+                let block = max(device.tuning.packedElements / (taps * panelWidth), device.tuning.vectorWidth)
                 try device.kernel(
                     "pack_weights_cpu",
                     file: "packing.cl",
-                    macros: ["PAIRED": isPaired ? 1 : 0, "SOURCE": source.type.rawValue],
-                    arguments: 10
+                    macros: ["PAIRED": isPaired ? 1 : 0, "SOURCE": source.type.rawValue, "PANEL": panelWidth],
+                    arguments: 9
                 ).enqueue(
                     [
                         .buffer(staging), .buffer(weights), .int(source.outChannels), .int(inChannels), .int(taps),
-                        .int(panelWidth), .int(firstRow), .int(isGEGLU ? 1 : 0), .int(firstPanel), .int(block),
+                        .int(firstRow), .int(isGEGLU ? 1 : 0), .int(firstPanel), .int(block),
                     ],
                     global: [endPanel - firstPanel, (inChannels + block - 1) / block],
                     local: [1, 1]
