@@ -234,10 +234,14 @@ def make_model(folder, demo=DEMO):
     work.rename(folder)
 
 
+def cache_directory():
+    """Where the scripts keep what can be made again."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "diffused")
+
+
 def cached_model():
     """The model in the user's cache, made when it is not there yet."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    folder = cache / "diffused/random-sd15"
+    folder = cache_directory() / "random-sd15"
     if not (folder / "model_index.json").exists():
         print(f"making a random model of Stable Diffusion 1.5's size (2 GB): {folder}", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)

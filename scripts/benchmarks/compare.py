@@ -8,6 +8,7 @@ counts, for every engine, as other work on a machine only ever makes times longe
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 
-from random_model import cached_model  # noqa: E402
+from random_model import cache_directory, cached_model  # noqa: E402
 
 PARTS = {"text": "text encoder, 2 prompts", "unet": "UNet step", "vae": "VAE decode"}
 
@@ -280,7 +281,7 @@ def report(results, facts, skipped, rounds, lines, settings):
     now = datetime.datetime.now(datetime.timezone.utc)
     text = [f"# diffused beside PyTorch and OpenVINO, {now:%Y-%m-%d}", ""]
     text.append(
-        f"Random weights of Stable Diffusion 1.5's size (float16 file), {settings.size}, batch of two (guidance), DDIM. "
+        f"{settings.what}, {settings.size}, batch of two (guidance), DDIM. "
         f"Measured by `scripts/benchmarks/compare` on {now:%Y-%m-%d %H:%M} UTC in one run, one engine after the other in each "
         f"round; the best of {rounds} rounds. `diffused benchmark` gives medians, of which the best round counts."
     )
@@ -333,6 +334,8 @@ def main():
     settings.python = sys.executable
     settings.diffused_steps = 3
     settings.log = open(settings.log, "a")
+    random = "Random weights of Stable Diffusion 1.5's size (float16 file)"
+    settings.what = f"The model {pathlib.Path(settings.model).name}" if settings.model else random
     settings.model = pathlib.Path(settings.model) if settings.model else cached_model()
     if settings.only:
         wanted = settings.only.split(",")
@@ -349,7 +352,10 @@ def main():
         settings.diffused_version += f" ({revision})"
 
     lines, skipped = machine(), {}
-    settings.ir = str(settings.model.resolve()) + f"-openvino-{settings.size}"
+    # Converted networks are kept in the cache, by the model's place and date and by size.
+    model = settings.model.resolve()
+    key = hashlib.sha256(f"{model} {model.stat().st_mtime_ns} {settings.size}".encode()).hexdigest()[:16]
+    settings.ir = cache_directory() / "openvino" / key
     prepare_openvino(settings, candidates, skipped)
     with tempfile.TemporaryDirectory() as folder:
         settings.config = pathlib.Path(folder, "config.yaml")
