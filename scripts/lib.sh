@@ -9,7 +9,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 release_flags=(-c release --product diffused --static-swift-stdlib)
 
 # The libraries the package links with, and a device to run on.
-build_packages=(ocl-icd-opencl-dev libclblast-dev libpng-dev libyaml-dev pocl-opencl-icd)
+build_packages=(ocl-icd-opencl-dev libclblast-dev libpng-dev libyaml-dev zlib1g-dev pocl-opencl-icd)
 
 note() { printf '%s\n' "$*" >&2; }
 

@@ -18,7 +18,7 @@ package enum OperatorTolerance: String, Sendable {
     case attentionWithHugeScores
     /// Worst: 4.3e-7, 6.0e-3; probabilities are rounded to bfloat16, 2^-9 of each.
     case attentionOfPairs
-    /// Probabilities are rounded to half, at most 2^-12 of each: 2e-8 in the mean square, of which four times are allowed.
+    /// Worst: 4.6e-9, 6.4e-4 (emulated, 95 keys, heads of 512); probabilities are rounded to half, at most 2^-12 of each.
     case attentionOnTensorCores
     /// Worst: 3.3e-14, 2.2e-6 (262 144 elements a group).
     case groupNorm
@@ -38,7 +38,7 @@ package enum OperatorTolerance: String, Sendable {
         case .convolution: Tolerance(nmse: 1e-11, peak: 4e-5, storage: storage)
         case .winograd: Tolerance(nmse: 1e-10, peak: 1e-4, storage: storage)
         case .attentionOfPairs: Tolerance(nmse: 2e-6, peak: 1e-2, storage: storage)
-        case .attentionOnTensorCores: Tolerance(nmse: 8e-8, peak: 2e-3, storage: storage)
+        case .attentionOnTensorCores: Tolerance(nmse: 1.8e-8, peak: 2.5e-3, storage: storage)
         case .attention: Tolerance(nmse: 8e-12, peak: 6e-5, storage: storage)
         case .attentionWithHugeScores: Tolerance(nmse: 7e-10, peak: 7e-4, storage: storage)
         case .groupNorm: Tolerance(nmse: 1.4e-13, peak: 9e-6, storage: storage)
