@@ -106,11 +106,12 @@ public struct Device: @unchecked Sendable {
         nativeFloatVectorWidth = Int(try Device.value(id, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, cl_uint(0)))
         extensions = Set(try Device.string(device: id, CL_DEVICE_EXTENSIONS).split(separator: " ").map(String.init))
         computeCapability =
-            if extensions.contains("cl_nv_device_attribute_query") {
-                ComputeCapability(
-                    major: Int(try Device.value(id, Device.computeCapabilityMajor, cl_uint(0))),
-                    minor: Int(try Device.value(id, Device.computeCapabilityMinor, cl_uint(0)))
-                )
+            if extensions.contains("cl_nv_device_attribute_query"),
+                // A driver that names the extension and refuses its queries is an odd one, but a device all the same.
+                let major = try? Device.value(id, Device.computeCapabilityMajor, cl_uint(0)),
+                let minor = try? Device.value(id, Device.computeCapabilityMinor, cl_uint(0))
+            {
+                ComputeCapability(major: Int(major), minor: Int(minor))
             } else {
                 nil
             }

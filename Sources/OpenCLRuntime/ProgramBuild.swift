@@ -144,7 +144,7 @@ final class ProgramCompiler: @unchecked Sendable {
     }
 }
 
-/// The one build of a program, whoever does it.
+/// The one build of a program, whoever does it; a failed one is done again by who next asks, as what it failed of may have passed.
 ///
 /// Safe to share: its state is guarded by the condition.
 final class ProgramBuild: @unchecked Sendable {
@@ -153,7 +153,7 @@ final class ProgramBuild: @unchecked Sendable {
         case waiting
         /// A thread is at it.
         case running
-        case done(Result<Program, any Error>)
+        case done(Program)
     }
 
     let source: ProgramSource
@@ -170,22 +170,20 @@ final class ProgramBuild: @unchecked Sendable {
     func program() throws -> Program {
         condition.lock()
         while case .running = state { condition.wait() }
-        if case .done(let result) = state {
+        if case .done(let program) = state {
             condition.unlock()
-            return try result.get()
+            return program
         }
         state = .running
         condition.unlock()
-        let result = Result { try compiler.build(source) }
-        finish(.done(result))
-        return try result.get()
+        return try build()
     }
 
     /// Replaces a program from the cache that turned out to be faulty by a compiled one.
     func rebuilt() throws -> Program {
-        let result = Result { try compiler.build(source, ignoringCache: true) }
-        finish(.done(result))
-        return try result.get()
+        let program = try compiler.build(source, ignoringCache: true)
+        finish(.done(program))
+        return program
     }
 
     /// Builds the program if nobody has begun.
@@ -194,7 +192,20 @@ final class ProgramBuild: @unchecked Sendable {
         guard case .waiting = state else { return condition.unlock() }
         state = .running
         condition.unlock()
-        finish(.done(Result { try compiler.build(source) }))
+        // Who needs the program builds it again, and is told why it cannot be built.
+        _ = try? build()
+    }
+
+    /// Builds the program, which this thread has set out to do.
+    private func build() throws -> Program {
+        do {
+            let program = try compiler.build(source)
+            finish(.done(program))
+            return program
+        } catch {
+            finish(.waiting)
+            throw error
+        }
     }
 
     private func finish(_ state: State) {

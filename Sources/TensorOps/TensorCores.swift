@@ -154,6 +154,15 @@ struct TensorCoreTest {
             }
         }
         // What does not depend on the tile.
+        if let wrong = try disagreement({ try few(on: $0) }, device(fixed(MatrixTile.all[2])), plain) {
+            return "convolution of an enlarged picture to 3 channels: \(wrong)"
+        }
+        if let wrong = try disagreement({ try strided(on: $0) }, device(fixed(MatrixTile.all[2])), plain) {
+            return "convolution with a stride of 2: \(wrong)"
+        }
+        if let wrong = try disagreement({ try linear(on: $0) }, device(fixed(MatrixTile.all[2])), plain) {
+            return "linear layer: \(wrong)"
+        }
         if let wrong = try disagreement({ try convolution(on: $0) }, device(fixed(MatrixTile.all[2], splits: 2)), plain)
         {
             return "convolution in parts: \(wrong)"
@@ -184,6 +193,26 @@ struct TensorCoreTest {
         let x = try device.tensor(numbers(2 * 9 * 11 * channels, 1), shape: [2, 9, 11, channels])
         let residual = try device.tensor(numbers(2 * 9 * 11 * outChannels, 2), shape: [2, 9, 11, outChannels])
         return try x.convolution(weights, residual: residual)
+    }
+
+    /// Fewer output channels than are stored at once.
+    private func few(on device: TensorDevice) throws -> Tensor {
+        let weights = try weights(outChannels: 3, channels: 24, kernelSize: 3, on: device)
+        return try device.tensor(numbers(5 * 7 * 24, 7), shape: [1, 5, 7, 24])
+            .convolution(weights, upsampledTo: (10, 13))
+    }
+
+    private func strided(on device: TensorDevice) throws -> Tensor {
+        let weights = try weights(outChannels: 72, channels: 32, kernelSize: 3, on: device)
+        let bias = try device.tensor(numbers(2 * 72, 8), shape: [2, 72])
+        return try device.tensor(numbers(2 * 9 * 11 * 32, 9), shape: [2, 9, 11, 32])
+            .convolution(weights, stride: 2, function: .silu, channelBias: bias)
+    }
+
+    private func linear(on device: TensorDevice) throws -> Tensor {
+        let weights = try weights(outChannels: 72, channels: 64, kernelSize: 1, on: device)
+        let residual = try device.tensor(numbers(131 * 72, 10), shape: [131, 72])
+        return try device.tensor(numbers(131 * 64, 11), shape: [131, 64]).linear(weights, residual: residual)
     }
 
     private func geglu(on device: TensorDevice) throws -> Tensor {

@@ -42,6 +42,7 @@ public final class TensorDevice {
 
     /// What operators ask for; the macros of the device are the same for all.
     private struct KernelKey: Hashable {
+        let file: String
         let name: String
         let macros: [String: Int]
     }
@@ -76,23 +77,24 @@ public final class TensorDevice {
     ) throws {
         let queue = try CommandQueue(device: device, logger: logger)
         // On GPUs the driver waits for the device when memory is released, and nobody else needs what the pool keeps.
-        let pool = BufferPool(queue, keptBytes: device.kind == .cpu ? 64 << 20 : 512 << 20)
-        let library = KernelLibrary(
+        pool = BufferPool(queue, keptBytes: device.kind == .cpu ? 64 << 20 : 512 << 20)
+        let cache = cacheDirectory.map { ProgramCache(directory: $0 + "/programs", logger: logger) }
+        library = KernelLibrary(
             queue,
             directory: kernelsDirectory,
-            cache: cacheDirectory.map { ProgramCache(directory: $0 + "/programs", logger: logger) },
+            cache: cache,
             backgroundThreads: buildsInBackground ? min(ProcessInfo.processInfo.activeProcessorCount - 1, 8) : 0
         )
         self.queue = queue
-        self.pool = pool
-        self.library = library
         comfortableBytes = TensorDevice.comfortableBytes(of: device)
         self.tuning =
             tuning
             ?? TensorDevice.tested(
                 KernelTuning.forDevice(device, precision: precision, family: family),
-                logger,
-                on: { TensorDevice(queue, pool, library, $0) }
+                on: device,
+                kernelsDirectory: kernelsDirectory,
+                cache: cache,
+                logger
             )
         weightType = precision
         activationType = activations ?? (self.tuning.family == .cpu ? .float32 : precision)
@@ -125,15 +127,23 @@ public final class TensorDevice {
     }
 
     /// The tuning itself, or the GPU family's in place of the NVIDIA family's if that fails its self-test.
+    ///
+    /// The test has a context of its own: a kernel that leaves its memory spoils the context for all that comes after it.
     private static func tested(
         _ tuning: KernelTuning,
-        _ logger: Logger,
-        on device: @escaping (KernelTuning) -> TensorDevice
+        on device: Device,
+        kernelsDirectory: String?,
+        cache: ProgramCache?,
+        _ logger: Logger
     ) -> KernelTuning {
         guard tuning.family == .nvidia else { return tuning }
         let reason: String
         do {
-            guard let disagreement = try TensorCoreTest(device: device, tuning: tuning).firstDisagreement() else {
+            let queue = try CommandQueue(device: device, logger: logger)
+            let pool = BufferPool(queue)
+            let library = KernelLibrary(queue, directory: kernelsDirectory, cache: cache)
+            let test = TensorCoreTest(device: { TensorDevice(queue, pool, library, $0) }, tuning: tuning)
+            guard let disagreement = try test.firstDisagreement() else {
                 logger.info("tensor cores are used: their kernels agree with the plain ones")
                 return tuning
             }
@@ -182,7 +192,7 @@ public final class TensorDevice {
     func kernel(_ name: String, file: String, macros: [String: Int] = [:], arguments: Int) throws -> Kernel {
         if queue.isDryRun { return Kernel(dryRunOf: name, on: queue) }
         // Asked for at every launch: putting the options together and sorting them costs more than enqueueing.
-        let key = KernelKey(name: name, macros: macros)
+        let key = KernelKey(file: file, name: name, macros: macros)
         if let kernel = kernels[key] { return kernel }
         var all = macros
         all["ACTIVATION"] = activationType.rawValue
@@ -203,6 +213,8 @@ public final class TensorDevice {
         let buffer = try Buffer(queue, byteCount: max(bytes, 16384))
         let zeros = [UInt8](repeating: 0, count: buffer.byteCount)
         try zeros.withUnsafeBytes { try queue.write($0, to: buffer) }
+        // Kept only once it is zero: what waits in line behind a kernel that cannot be built is never written.
+        try queue.finish()
         zeroBuffer = buffer
         return buffer
     }

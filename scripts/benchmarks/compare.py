@@ -117,8 +117,12 @@ class Worker:
         return answer
 
     def ask(self, request, limit=None):
-        self.process.stdin.write(request + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(request + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            self.stop()
+            raise Unavailable("its process ended; see the log") from None
         return self.answer(limit or self.settings.limit)
 
     def measure(self):

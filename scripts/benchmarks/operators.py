@@ -3,8 +3,8 @@
 
     operators.py REPORT.json [--torch]
 
-PyTorch runs on the GPU in float16 where the report is of a GPU in float16, else on the processor or GPU in the report's precision; pictures
-have their channels innermost, as here. Only `torch` is needed, and without it the table is printed without its columns. Operators that are
+PyTorch runs on the GPU, in the report's precision, where the report is of one, else on the processor in float32; pictures have their channels
+innermost, as here. Only `torch` is needed, and without it the table is printed without its columns. Operators that are
 not PyTorch's own (GEGLU's gate, a residual, the time embedding's bias) are timed there as the operations a model would call one after the other.
 """
 
@@ -110,7 +110,7 @@ def add_torch(report):
     except ImportError:
         return "PyTorch is not installed, so there is nothing beside diffused's own times."
     torch.set_grad_enabled(False)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu" if report["family"] == "cpu" or not torch.cuda.is_available() else "cuda"
     dtype = getattr(torch, report["precision"])
     if device == "cpu" and dtype != torch.float32:
         dtype = torch.float32
