@@ -87,14 +87,26 @@ public final class Buffer {
                 requestedBytes: size
             )
         }
+        let pages = queue.device.kind == .cpu && size >= HostPages.leastBytes ? HostPages(byteCount: size) : nil
+        let flags = pages == nil ? CL_MEM_READ_WRITE : CL_MEM_READ_WRITE | CL_MEM_USE_HOST_PTR
         var status = CL_SUCCESS
-        guard let handle = clCreateBuffer(queue.context, cl_mem_flags(CL_MEM_READ_WRITE), size, nil, &status) else {
+        guard
+            let handle = clCreateBuffer(queue.context, cl_mem_flags(flags), size, pages?.bytes.baseAddress, &status)
+        else {
+            pages?.unmap()
             throw OpenCLError(
                 OpenCLStatus(rawValue: status),
                 "clCreateBuffer",
                 context: "\(size) bytes",
                 requestedBytes: size
             )
+        }
+        do {
+            try pages?.unmapWhenDeleted(handle)
+        } catch {
+            clReleaseMemObject(handle)
+            pages?.unmap()
+            throw error
         }
         self.handle = handle
         queue.allocatedBytes += size

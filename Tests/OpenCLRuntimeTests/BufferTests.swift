@@ -1,5 +1,6 @@
 // Buffers, the pool and transfers.
 
+import Foundation
 import TestSupport
 import Testing
 
@@ -27,6 +28,37 @@ struct BufferTests {
         let values = (0..<count).map { UInt8(truncatingIfNeeded: $0 * 7) }
         try values.withUnsafeBytes { try queue.write($0, to: buffer) }
         #expect(try bytes(of: buffer, queue, count: count) == values)
+    }
+
+    /// Bytes of this process in memory.
+    private func residentBytes() throws -> Int {
+        let pages = try String(contentsOfFile: "/proc/self/statm", encoding: .utf8).split(separator: " ")
+        return try #require(Int(pages[1])) * Int(getpagesize())
+    }
+
+    /// What is freed goes back to the system, not to an allocator that keeps it.
+    @Test func memoryGoesBackWithTheBuffers() throws {
+        let queue = try makeQueue()
+        guard queue.device.kind == .cpu else { return }
+        let zeros = [UInt8](repeating: 0, count: 16 << 20)
+        func fill(_ count: Int) throws -> [Buffer] {
+            try (0..<count).map { _ in
+                let buffer = try Buffer(queue, byteCount: zeros.count)
+                try zeros.withUnsafeBytes { try queue.write($0, to: buffer) }
+                return buffer
+            }
+        }
+        // Once glibc's malloc has seen a block of this size go, it keeps smaller ones in its heap, which what is allocated behind them holds.
+        try [UInt8](repeating: 0, count: 31 << 20).withUnsafeBytes {
+            try queue.write($0, to: Buffer(queue, byteCount: $0.count))
+        }
+        var buffers = try fill(16)
+        let last = try fill(1)
+        let full = try residentBytes()
+        buffers.removeAll()
+        try queue.finish()
+        #expect(try full - residentBytes() > 128 << 20)
+        _ = last
     }
 
     @Test func writesAtAnOffset() throws {
