@@ -91,19 +91,7 @@ public struct OperatorReport: Codable, Sendable, Equatable {
     ///   - height: Of the picture in pixels, a multiple of 8.
     /// - Throws: Errors of the device.
     public init(_ options: PipelineOptions, width: Int, height: Int, logger: Logger) throws {
-        let device = try TensorDevice(
-            platform: options.device.platform,
-            index: options.device.index,
-            precision: ElementType(options.precision),
-            kernelsDirectory: options.kernelsDirectory,
-            cacheDirectory: options.cacheDirectory,
-            logger: logger
-        )
-        switch options.device.gemm {
-        case .auto: try device.chooseGEMM(cacheDirectory: options.cacheDirectory)
-        case .clblast: device.useGEMM(.clblast)
-        case .builtin: device.useGEMM(.builtin)
-        }
+        let device = try TensorDevice(options, logger: logger)
         let parts = OperatorReport.calls(width: width, height: height)
         logger.info("measuring", metadata: ["shapes": "\(parts.reduce(0) { $0 + Set($1.calls).count })"])
         try self.init(parts, on: device, width: width, height: height, precision: options.precision)

@@ -37,19 +37,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
         let unetFiles = try Checkpoint(directory: path + "/unet")
         let vaeFiles = try Checkpoint(directory: path + "/vae")
 
-        device = try TensorDevice(
-            platform: options.device.platform,
-            index: options.device.index,
-            precision: ElementType(options.precision),
-            kernelsDirectory: options.kernelsDirectory,
-            cacheDirectory: options.cacheDirectory,
-            logger: logger
-        )
-        switch options.device.gemm {
-        case .auto: try device.chooseGEMM(cacheDirectory: options.cacheDirectory)
-        case .clblast: device.useGEMM(.clblast)
-        case .builtin: device.useGEMM(.builtin)
-        }
+        device = try TensorDevice(options, logger: logger)
         textEncoder = try CLIPTextModel(WeightLoader(textEncoderFiles), configuration.textEncoder, on: device)
         unet = try UNet2DConditionModel(WeightLoader(unetFiles), configuration.unet, on: device)
         vae = try AutoencoderKL(WeightLoader(vaeFiles), configuration.vae, on: device)
@@ -151,6 +139,25 @@ public final class StableDiffusionPipeline: ImageGenerator {
 extension GenerationRequest {
     /// Whether the model runs twice a step, as diffusers decides it.
     var usesGuidance: Bool { guidanceScale > 1 }
+}
+
+extension TensorDevice {
+    /// Opens the device of a pipeline's options, and chooses what multiplies its matrices.
+    convenience init(_ options: PipelineOptions, logger: Logger) throws {
+        try self.init(
+            platform: options.device.platform,
+            index: options.device.index,
+            precision: ElementType(options.precision),
+            kernelsDirectory: options.kernelsDirectory,
+            cacheDirectory: options.cacheDirectory,
+            logger: logger
+        )
+        switch options.device.gemm {
+        case .auto: try chooseGEMM(cacheDirectory: options.cacheDirectory)
+        case .clblast: useGEMM(.clblast)
+        case .builtin: useGEMM(.builtin)
+        }
+    }
 }
 
 extension ElementType {
