@@ -27,6 +27,16 @@ __kernel void matmul_epilogue(__global const float* restrict x, __global const f
     STORE_OUTPUT(y, row * O + o, value);
 }
 
+// activated_sum — y = f(a + b).
+// Mapping   global (COUNT rounded up)
+// Variants  -DFUNCTION=1 | -DFUNCTION=1 -DACTIVATION=1
+__kernel void activated_sum(__global const activation_t* restrict a, __global const activation_t* restrict b,
+                            __global activation_t* restrict y, const ulong COUNT)
+{
+    const size_t i = get_global_id(0);
+    if (i < COUNT) STORE_ACTIVATION(y, i, activate_scalar(FUNCTION, LOAD_ACTIVATION(a, i) + LOAD_ACTIVATION(b, i)));
+}
+
 // to_float — y = x as float; from_float — y = x in the storage type STORED.
 // Mapping   global (COUNT rounded up)
 // Variants  -DSTORED=1 | -DSTORED=2

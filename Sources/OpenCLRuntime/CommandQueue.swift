@@ -115,6 +115,7 @@ public final class CommandQueue {
     /// The corresponding OpenCL function is `clEnqueueCopyBufferRect`.
     public func copyRows(
         from source: Buffer,
+        sourceOffset: Int = 0,
         to destination: Buffer,
         destinationOffset: Int,
         rowBytes: Int,
@@ -127,6 +128,7 @@ public final class CommandQueue {
             return perform { [unowned self] in
                 try copyRows(
                     from: source,
+                    sourceOffset: sourceOffset,
                     to: destination,
                     destinationOffset: destinationOffset,
                     rowBytes: rowBytes,
@@ -136,7 +138,7 @@ public final class CommandQueue {
                 )
             }
         }
-        var sourceOrigin = [0, 0, 0]
+        var sourceOrigin = [sourceOffset, 0, 0]
         var destinationOrigin = [destinationOffset, 0, 0]
         var region = [rowBytes, rows, 1]
         try check(

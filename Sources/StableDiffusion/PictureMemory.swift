@@ -139,8 +139,17 @@ extension StableDiffusionPipeline {
         let scale = configuration.vae.scaleFactor
         var need = try device.memoryNeed {
             // In the order of `TextToImageGeneration`.
-            let prompt = [Int32](repeating: 0, count: configuration.textEncoder.maxPositionEmbeddings)
-            let context = try unet.context(of: textEncoder(usesGuidance ? [prompt, prompt] : [prompt]))
+            // A negative prompt that is not empty: without one there is no more to do.
+            let request = GenerationRequest(
+                prompt: "a",
+                negativePrompt: "a",
+                width: width,
+                height: height,
+                steps: 1,
+                guidanceScale: usesGuidance ? 2 : 1,
+                seed: Seed(UInt64(0))
+            )
+            let context = try unet.context(of: promptEncoder(request).prompts, height: height, width: width)
             let latents = try Tensor(
                 [1, height / scale, width / scale, configuration.unet.inChannels],
                 .float32,

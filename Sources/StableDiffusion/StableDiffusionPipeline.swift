@@ -9,8 +9,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
     /// What is loaded.
     public let model: ModelDescription
     let device: TensorDevice
-    let tokenizer: CLIPTokenizer
-    let textEncoder: CLIPTextModel
+    let promptEncoder: PromptEncoder
     let unet: UNet2DConditionModel
     let vae: AutoencoderKL
     let configuration: ModelConfiguration
@@ -29,18 +28,25 @@ public final class StableDiffusionPipeline: ImageGenerator {
         let start = clock.now
         let path = options.modelPath
         configuration = try ModelConfiguration(folder: path)
-        tokenizer = try CLIPTokenizer(
-            directory: path + "/tokenizer",
-            textEncoder: configuration.textEncoder
-        )
-        let textEncoderFiles = try Checkpoint(directory: path + "/text_encoder")
+        let suffixes = ["", "_2"].prefix(configuration.textEncoders.count)
+        let tokenizers = try zip(suffixes, configuration.textEncoders).map {
+            try CLIPTokenizer(directory: path + "/tokenizer" + $0, textEncoder: $1)
+        }
+        let textEncoderFiles = try suffixes.map { try Checkpoint(directory: path + "/text_encoder" + $0) }
         let unetFiles = try Checkpoint(directory: path + "/unet")
         let vaeFiles = try Checkpoint(directory: path + "/vae")
 
         device = try TensorDevice(options, logger: logger)
-        textEncoder = try CLIPTextModel(WeightLoader(textEncoderFiles), configuration.textEncoder, on: device)
+        promptEncoder = try PromptEncoder(
+            configuration,
+            tokenizers: tokenizers,
+            checkpoints: textEncoderFiles,
+            on: device
+        )
         unet = try UNet2DConditionModel(WeightLoader(unetFiles), configuration.unet, on: device)
-        vae = try AutoencoderKL(WeightLoader(vaeFiles), configuration.vae, on: device)
+        // Stable Diffusion XL's overflows in half precision, where activations are that.
+        let vaeDevice = configuration.needsFloat32VAE ? device.withFloat32Activations() : device
+        vae = try AutoencoderKL(WeightLoader(vaeFiles), configuration.vae, on: vaeDevice)
         // Staging memory of the upload is of no further use.
         try device.finish()
         device.releaseUnusedMemory()
@@ -76,13 +82,6 @@ public final class StableDiffusionPipeline: ImageGenerator {
         }
     }
 
-    /// Tokenises and encodes a request's prompts: `[B, T, hiddenSize]`, the negative prompt first when guidance is on.
-    func encode(_ request: GenerationRequest) throws -> (states: Tensor, truncatedPrompt: String?) {
-        let prompt = tokenizer.tokenize(request.prompt)
-        let prompts = request.usesGuidance ? [tokenizer.tokenize(request.negativePrompt), prompt] : [prompt]
-        return (try textEncoder(prompts.map { $0.ids.map(Int32.init) }), prompt.truncatedPrompt)
-    }
-
     /// The initial latents `[1, H, W, C]`, float32.
     func initialLatents(_ request: GenerationRequest, sigma: Double) throws -> Tensor {
         let scale = configuration.vae.scaleFactor
@@ -103,7 +102,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
     func denoise(
         _ latents: Tensor,
         _ step: SchedulerStep,
-        _ context: CrossAttentionContext,
+        _ context: UNetContext,
         guidance: Float?
     ) throws {
         let input = try latents.modelInput(scale: Float(step.modelInputScale), copies: guidance == nil ? 1 : 2)
@@ -176,7 +175,7 @@ final class TextToImageGeneration: Generation {
     private let request: GenerationRequest
     private let pipeline: StableDiffusionPipeline
     private let scheduler: any Scheduler
-    private let context: CrossAttentionContext
+    private let context: UNetContext
     private let plan: PicturePlan
     private let truncatedPrompt: String?
     /// `[1, H, W, C]`, float32.
@@ -191,9 +190,9 @@ final class TextToImageGeneration: Generation {
         scheduler = try pipeline.scheduler(request)
         // Said now rather than after all the steps.
         plan = try pipeline.plan(for: request)
-        let (states, truncatedPrompt) = try pipeline.encode(request)
+        let (prompts, truncatedPrompt) = try pipeline.promptEncoder(request)
         self.truncatedPrompt = truncatedPrompt
-        context = try pipeline.unet.context(of: states)
+        context = try pipeline.unet.context(of: prompts, height: request.height, width: request.width)
         latents = try pipeline.initialLatents(request, sigma: scheduler.initNoiseSigma)
     }
 

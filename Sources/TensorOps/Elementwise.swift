@@ -38,6 +38,50 @@ extension Tensor {
         return y
     }
 
+    /// y = f(x + other), of activation type, allocated.
+    public func sum(with other: Tensor, function: ActivationFunction = .none) throws -> Tensor {
+        precondition(shape == other.shape, "sum of \(shape) and \(other.shape)")
+        for tensor in [self, other] {
+            precondition(tensor.elementType == device.activationType, "sum of \(tensor.elementType)")
+        }
+        let y = try Tensor(shape, on: device)
+        let macros = ["FUNCTION": function.rawValue]
+        try device.kernel("activated_sum", file: "elementwise.cl", macros: macros, arguments: 4).enqueue(
+            [.buffer(buffer), .buffer(other.buffer), .buffer(y.buffer), .ulong(count)],
+            global: [count],
+            local: [device.tuning.elementwiseWorkGroup]
+        )
+        return y
+    }
+
+    /// Row `positions[b]` of each `[T, C]` of `[B, T, C]`: `[B, C]`, allocated.
+    public func rows(at positions: [Int]) throws -> Tensor {
+        precondition(shape.count == 3 && shape[0] == positions.count, "\(positions.count) rows of \(shape)")
+        precondition(positions.allSatisfy { 0..<shape[1] ~= $0 }, "rows at \(positions) of \(shape)")
+        let y = try Tensor([shape[0], channels], elementType, on: device)
+        let rowBytes = channels * elementType.byteCount
+        for (index, position) in positions.enumerated() {
+            try device.queue.copyRows(
+                from: buffer,
+                sourceOffset: (index * shape[1] + position) * rowBytes,
+                to: y.buffer,
+                destinationOffset: index * rowBytes,
+                rowBytes: rowBytes,
+                rows: 1,
+                sourcePitch: rowBytes,
+                destinationPitch: rowBytes
+            )
+        }
+        return y
+    }
+
+    /// `[A, ...]` and `[B, ...]` one after the other along the batch: `[A + B, ...]`, allocated.
+    public func appending(_ other: Tensor) throws -> Tensor {
+        precondition(shape.dropFirst() == other.shape.dropFirst(), "appending \(other.shape) to \(shape)")
+        return try reshaped([1, count]).concatenated(with: other.reshaped([1, other.count]))
+            .reshaped([shape[0] + other.shape[0]] + shape.dropFirst())
+    }
+
     /// What a model is given at a step: the latents times `scale`, `copies` times along the batch.
     ///
     /// `[1, H, W, C]` float32 to `[copies, H, W, C]` activation type, allocated.

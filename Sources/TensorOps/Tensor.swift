@@ -62,10 +62,10 @@ public struct Tensor {
         )
     }
 
-    private init(_ tensor: Tensor, shape: [Int]) {
+    private init(_ tensor: Tensor, shape: [Int], on device: TensorDevice) {
         self.shape = shape
         elementType = tensor.elementType
-        device = tensor.device
+        self.device = device
         storage = tensor.storage
     }
 
@@ -84,7 +84,13 @@ public struct Tensor {
     /// The same memory with another shape; the element counts must agree (traps).
     public func reshaped(_ shape: [Int]) -> Tensor {
         precondition(shape.reduce(1, *) == count, "reshape of \(self.shape) to \(shape)")
-        return Tensor(self, shape: shape)
+        return Tensor(self, shape: shape, on: device)
+    }
+
+    /// The same memory for the operators of another device of the same queue (traps otherwise); see `TensorDevice.withFloat32Activations`.
+    public func on(_ device: TensorDevice) -> Tensor {
+        precondition(device.queue === self.device.queue, "a tensor of another queue")
+        return Tensor(self, shape: shape, on: device)
     }
 
     /// Waits for the device and returns the elements as floats.

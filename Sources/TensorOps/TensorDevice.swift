@@ -121,6 +121,25 @@ public final class TensorDevice {
         comfortableBytes = TensorDevice.comfortableBytes(of: queue.device)
     }
 
+    /// The same device for what overflows in float16, with activations in float32; itself where they are that already.
+    ///
+    /// Tensor cores take float16 only: the kernels for any GPU take their place.
+    public func withFloat32Activations() -> TensorDevice {
+        activationType == .float32 ? self : TensorDevice(self, activations: .float32)
+    }
+
+    private init(_ other: TensorDevice, activations: ElementType) {
+        (queue, pool, library, weightType) = (other.queue, other.pool, other.library, other.weightType)
+        var tuning = other.tuning
+        if tuning.family == .nvidia { tuning.family = .gpu }
+        self.tuning = tuning
+        (activationType, operandType) = (activations, activations)
+        hasDotProduct = false
+        comfortableBytes = other.comfortableBytes
+        gemmProvider = other.gemmProvider
+        hostAvailableBytes = other.hostAvailableBytes
+    }
+
     /// See `comfortableBytes`.
     private static func comfortableBytes(of device: Device) -> Int {
         device.kind == .cpu ? 512 << 20 : device.globalMemoryBytes / 4

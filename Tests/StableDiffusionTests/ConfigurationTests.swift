@@ -23,8 +23,8 @@ import Testing
         #expect(model.unet.upBlockTypes == [.upBlock2D, .crossAttnUpBlock2D, .crossAttnUpBlock2D])
         #expect(model.vae.scaleFactor == 8)
         #expect(model.vae.normNumGroups == 1)
-        #expect(model.textEncoder.layers == 4)
-        #expect(model.textEncoder.hiddenAct == .quickGELU)
+        #expect(model.textEncoders[0].layers == 4)
+        #expect(model.textEncoders[0].hiddenAct == .quickGELU)
         #expect(model.scheduler.betaSchedule == .scaledLinear)
     }
 
@@ -76,7 +76,7 @@ import Testing
     }
 
     @Test(arguments: [
-        ("class_embed_type", JSONValue.string("timestep")), ("addition_embed_type", .string("text_time")),
+        ("class_embed_type", JSONValue.string("timestep")), ("addition_embed_type", .string("text_image")),
         ("encoder_hid_dim_type", .string("text_proj")), ("encoder_hid_dim", .init(768)),
         ("resnet_time_scale_shift", .string("scale_shift")), ("time_cond_proj_dim", .init(256)),
         ("conv_in_kernel", .init(1)), ("conv_out_kernel", .init(1)), ("dual_cross_attention", .bool(true)),
@@ -168,7 +168,7 @@ import Testing
             ("unet/config.json", nil, "No such file"), ("model_index.json", nil, "No such file"),
             ("vae/config.json", "{", "not valid JSON"), ("vae/config.json", "[]", "instead of a JSON object"),
             ("scheduler/scheduler_config.json", "", "not valid JSON"),
-            ("model_index.json", #"{"_class_name": "StableDiffusionXLPipeline"}"#, "StableDiffusionXLPipeline"),
+            ("model_index.json", #"{"_class_name": "StableDiffusion3Pipeline"}"#, "StableDiffusion3Pipeline"),
             ("model_index.json", #"{"_class_name": "StableDiffusionPipeline", "unet": [null, null]}"#, "text_encoder"),
             ("text_encoder/config.json", #"{"hidden_size": 64, "model_type": "clip_text_model"}"#, "hidden_size, 64"),
         ] as [(String, String?, String)]
@@ -208,6 +208,53 @@ import Testing
             )
         }
         #expect(error.key == "rescale_betas_zero_snr")
+    }
+
+    // MARK: Stable Diffusion XL
+
+    /// The fixture's configurations with a change to one of the files.
+    private func folderOfXL(_ file: String, _ change: (inout JSONObject) -> Void) throws -> TemporaryDirectory {
+        let directory = try TemporaryDirectory()
+        for (name, content) in try Fixture.json("models/xl.json")["files"]?.objectValue ?? [:] {
+            var object = content.objectValue ?? [:]
+            if name == file { change(&object) }
+            try directory.write(JSONValue.object(object).serialized, to: name)
+        }
+        return directory
+    }
+
+    @Test func readsStableDiffusionXL() throws {
+        let directory = try folderOfXL("") { _ in }
+        let model = try ModelConfiguration(folder: directory.path)
+        #expect(model.textEncoders.map(\.hiddenSize) == [24, 32])
+        #expect(model.textEncoders.map(\.projectionDim) == [nil, 20])
+        #expect(model.hiddenState == .penultimate && model.forceZerosForEmptyPrompt && model.needsFloat32VAE)
+        #expect(model.unet.textTime == .init(timeEmbedDim: 16, inputDim: 116))
+        // The id that ends a text, and the largest id where the file names none that could.
+        #expect(model.textEncoders[0].endPosition(in: [49406, 5, 49407, 49407]) == 2)
+        #expect(model.textEncoders[1].endPosition(in: [49406, 5, 49407, 0]) == 2)
+    }
+
+    @Test(
+        arguments: [
+            ("model_index.json", "tokenizer_2", nil, "tokenizer_2"),
+            (
+                "model_index.json", "text_encoder_2", [.string("transformers"), .string("CLIPTextModel")],
+                "WithProjection"
+            ),
+            ("unet/config.json", "cross_attention_dim", 24, "hidden_size, 56"),
+            ("unet/config.json", "projection_class_embeddings_input_dim", 117, "20 of the pooled prompt and 96"),
+            ("unet/config.json", "projection_class_embeddings_input_dim", 96, "more than 6 times"),
+            ("unet/config.json", "addition_time_embed_dim", 15, "an even number"),
+            ("unet/config.json", "addition_embed_type", nil, "text_time"),
+            ("text_encoder_2/config.json", "max_position_embeddings", 50, "that of text_encoder, 77"),
+            ("text_encoder_2/config.json", "projection_dim", 24, "24 of the pooled prompt"),
+        ] as [(String, String, JSONValue?, String)]
+    )
+    func namesWhatDoesNotFitInStableDiffusionXL(file: String, key: String, value: JSONValue?, reason: String) throws {
+        let directory = try folderOfXL(file) { $0[key] = value }
+        let error = try #require(throws: ConfigurationFileError.self) { try ModelConfiguration(folder: directory.path) }
+        #expect(error.description.contains(reason), "\(error)")
     }
 
     @Test func refusesModelsForOtherTasks() throws {

@@ -37,7 +37,7 @@ import Testing
                 == matrixElements(of: "vae") { $0.hasPrefix("decoder.") || $0.hasPrefix("post_quant_conv.") }
         )
         #expect(
-            try weights(model.textEncoder.encodeCalls(batch: 1))
+            try weights(model.textEncoders[0].encodeCalls(batch: 1))
                 == matrixElements(of: "text_encoder") { !$0.contains("embedding") }
         )
     }
@@ -96,7 +96,7 @@ struct OperatorReportTests {
         let report = try OperatorReport(
             [
                 ("step", calls), ("decode", model.vae.decodeCalls(height: 8, width: 8)),
-                ("text", model.textEncoder.encodeCalls(batch: 2)),
+                ("text", model.textEncoders[0].encodeCalls(batch: 2)),
             ],
             on: device,
             width: 64,

@@ -19,7 +19,7 @@ struct ParityCase: CustomTestStringConvertible, Sendable {
     var testDescription: String { "\(model) \(run), \(precision), \(gemm)" }
 
     static let all = Precision.allCases.flatMap { precision in
-        [("sd1", 0), ("odd", 0), ("odd", 1), ("sd2", 0), ("deep", 0), ("deep", 1)].map {
+        [("sd1", 0), ("odd", 0), ("odd", 1), ("sd2", 0), ("deep", 0), ("deep", 1), ("xl", 0), ("xl", 1)].map {
             ParityCase(model: $0.0, run: $0.1, precision: precision)
         }
     }
@@ -127,13 +127,16 @@ struct PipelineParityTests {
         let request = recording.request
         let bound = ParityBound(item.precision)
 
-        let (states, _) = try pipeline.encode(request)
-        try recording.expect("text_encoder.output", states.floats(), nmse: bound.layer)
+        let (prompts, _) = try pipeline.promptEncoder(request)
+        try recording.expect("text_encoder.output", prompts.hiddenStates.floats(), nmse: bound.layer)
+        if let pooled = prompts.pooled {
+            try recording.expect("text_encoder.pooled", pooled.floats(), nmse: bound.layer)
+        }
 
         let step = try #require(try pipeline.scheduler(request).steps.first)
         let latents = try pipeline.initialLatents(request, sigma: 1)
         let input = try latents.modelInput(scale: 1, copies: request.usesGuidance ? 2 : 1)
-        let context = try pipeline.unet.context(of: states)
+        let context = try pipeline.unet.context(of: prompts, height: request.height, width: request.width)
         let output = try pipeline.unet(input, timestep: step.timestep, context) { name, tensor in
             try recording.expect("unet." + name, tensor.floats(), nmse: bound.layer)
         }
@@ -182,7 +185,11 @@ struct PipelineParityTests {
         let item = ParityCase(model: "sd1", run: 0, precision: .float16)
         let checkpoint = try RandomCheckpoint(item.model, storage: .float16)
         let recording = try Recording(checkpoint.fixture, model: item.model, run: item.run)
-        let (states, _) = try load(item, checkpoint).encode(recording.request)
-        try recording.expect("text_encoder.output", states.floats(), nmse: ParityBound(.float16).layer)
+        let (prompts, _) = try load(item, checkpoint).promptEncoder(recording.request)
+        try recording.expect(
+            "text_encoder.output",
+            prompts.hiddenStates.floats(),
+            nmse: ParityBound(.float16).layer
+        )
     }
 }

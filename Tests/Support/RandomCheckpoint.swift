@@ -51,8 +51,10 @@ package final class RandomCheckpoint: Sendable {
         for (file, content) in fixture["files"]?.objectValue ?? [:] {
             try directory.write(content.serialized, to: file)
         }
-        for file in ["vocab.json", "merges.txt"] {
-            try directory.link("tokenizer/" + file, to: demoModelPath + "/tokenizer/" + file)
+        for folder in ["tokenizer", "tokenizer_2"] where fixture["files"]?[folder + "/tokenizer_config.json"] != nil {
+            for file in ["vocab.json", "merges.txt"] {
+                try directory.link("\(folder)/\(file)", to: demoModelPath + "/tokenizer/" + file)
+            }
         }
         for (component, list) in fixture["tensors"]?.objectValue ?? [:] {
             let descriptions = list.arrayValue ?? []
@@ -63,7 +65,7 @@ package final class RandomCheckpoint: Sendable {
     }
 
     private func write(_ tensors: [SafetensorsTensor], to component: String, shards: Int, storage: Storage) throws {
-        let base = component == "text_encoder" ? "model" : "diffusion_pytorch_model"
+        let base = component.hasPrefix("text_encoder") ? "model" : "diffusion_pytorch_model"
         guard shards > 1 else {
             try directory.write(safetensors(tensors, storage: storage), to: "\(component)/\(base).safetensors")
             return

@@ -1,5 +1,6 @@
 // Conversions, concatenation, the passes around a sampling step, embeddings and pictures against double precision.
 
+import Foundation
 import TensorOps
 import TestSupport
 import Testing
@@ -44,6 +45,44 @@ struct ElementwiseTests {
             parts.flatMap { Array($0.values[row * $0.channels..<(row + 1) * $0.channels]) }
         }
         #expect(try y.floats() == expected)
+    }
+
+    @Test(arguments: storages, [ActivationFunction.none, .silu])
+    func sums(_ variant: DeviceVariant, _ function: ActivationFunction) throws {
+        let device = try variant.device()
+        let parts = (0..<2).map { HostTensor.random([2, 77], seed: UInt64($0)).rounded(to: variant.activations) }
+        let y = try device.upload(parts[0]).sum(with: device.upload(parts[1]), function: function)
+        let expected = zip(parts[0].values, parts[1].values).map { a, b in
+            let sum = Double(a) + Double(b)
+            return function == .none ? sum : sum / (1 + exp(-sum))
+        }
+        expectClose(try y.floats(), expected, OperatorTolerance.elementwise.bound(variant.activations))
+    }
+
+    @Test(arguments: storages)
+    func takesRowsAndAppends(_ variant: DeviceVariant) throws {
+        let device = try variant.device()
+        let x = HostTensor.random([3, 5, 7], seed: 5).rounded(to: variant.activations)
+        let rows = try device.upload(x).rows(at: [4, 0, 2])
+        #expect(rows.shape == [3, 7])
+        #expect(try rows.floats() == [4, 5, 12].flatMap { Array(x.values[$0 * 7..<($0 + 1) * 7]) })
+        let both = try rows.appending(device.upload(x).reshaped([15, 7]))
+        #expect(both.shape == [18, 7])
+        #expect(try both.floats() == rows.floats() + x.values)
+    }
+
+    /// What is beyond half's range is not, for the operators of the same device with float32 activations.
+    @Test func float32ActivationsDoNotOverflow() throws {
+        let device = try DeviceVariant(.gpu, .float16).device()
+        let weights = try device.convolutionWeights(
+            [HostTensor([1, 8, 1, 1], .init(repeating: 16, count: 8))],
+            bias: nil
+        )
+        let x = try device.tensor(.init(repeating: 1024, count: 8), shape: [1, 1, 1, 8], type: .float32)
+        #expect(try x.converted(to: .float16).convolution(weights).floats() == [.infinity])
+        let wide = device.withFloat32Activations()
+        #expect(try x.on(wide).convolution(weights).floats() == [131_072])
+        #expect(wide.withFloat32Activations() === wide)
     }
 
     @Test(arguments: storages, counts)

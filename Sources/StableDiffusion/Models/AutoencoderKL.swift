@@ -16,6 +16,7 @@ struct DecoderBands: Sendable, Equatable {
 /// Latents to pictures.
 struct AutoencoderKL {
     private let configuration: AutoencoderKLConfiguration
+    private let device: TensorDevice
     private let postQuantConv: Conv2d?
     private let convIn: Conv2d
     private let midResnets: [ResnetBlock2D]
@@ -27,6 +28,7 @@ struct AutoencoderKL {
     /// Reads the decoder's weights.
     init(_ loader: WeightLoader, _ configuration: AutoencoderKLConfiguration, on device: TensorDevice) throws {
         self.configuration = configuration
+        self.device = device
         let channels = [Int](configuration.blockOutChannels.reversed())
         let latent = configuration.latentChannels
         let decoder = loader.at("decoder")
@@ -97,7 +99,7 @@ struct AutoencoderKL {
 
     /// What stands before the up blocks, at the resolution of the latents.
     private func middle(_ latents: Tensor, observe: ((String, Tensor) throws -> Void)?) throws -> Tensor {
-        var x = try latents.modelInput(scale: Float(1 / configuration.scalingFactor), copies: 1)
+        var x = try latents.on(device).modelInput(scale: Float(1 / configuration.scalingFactor), copies: 1)
         if let postQuantConv { x = try postQuantConv(consume x) }
         x = try convIn(consume x)
         try observe?("conv_in", x)

@@ -23,6 +23,8 @@ struct AutoencoderKLConfiguration: Sendable, Equatable {
     var usePostQuantConv = true
     /// Whether the middle block has an attention (of one head).
     var midBlockAddAttention = true
+    /// Whether activations overflow in half precision; true also in files of models where they do not, so that only Stable Diffusion XL minds.
+    var forceUpcast = true
 
     /// Pixels along each side of the square that one latent becomes.
     var scaleFactor: Int { 1 << (blockOutChannels.count - 1) }
@@ -67,6 +69,7 @@ struct AutoencoderKLConfiguration: Sendable, Equatable {
         scalingFactor = try file.number("scaling_factor", default: scalingFactor, in: 1e-6...1e6)
         usePostQuantConv = try file.bool("use_post_quant_conv", default: usePostQuantConv)
         midBlockAddAttention = try file.bool("mid_block_add_attention", default: midBlockAddAttention)
+        forceUpcast = try file.bool("force_upcast", default: forceUpcast)
         sampleSize = try file.squareSize("sample_size", default: sampleSize, in: 1...65_536)
     }
 }

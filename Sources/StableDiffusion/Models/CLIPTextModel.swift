@@ -1,16 +1,40 @@
-// The text encoder of Stable Diffusion 1.x and 2.x (Radford et al. 2021), after transformers 5.23 models/clip/modeling_clip.py.
+// The text encoders of Stable Diffusion (Radford et al. 2021), after transformers 5.23 models/clip/modeling_clip.py.
 
 internal import TensorOps
 
-/// Token ids to the hidden states that condition the UNet.
+/// What an encoder makes of a batch of B prompts of T tokens.
+struct EncodedPrompts {
+    /// `[B, T, hiddenSize]`.
+    var hiddenStates: Tensor
+    /// `[B, projectionDim]`, the projected state at the end of the text; nil where the encoder has no projection.
+    var pooled: Tensor?
+}
+
+/// Token ids to the hidden states that condition the UNet (`CLIPTextModel`, `CLIPTextModelWithProjection`).
 struct CLIPTextModel {
+    /// Which hidden state conditions the UNet.
+    struct HiddenState: Sendable, Equatable {
+        /// Layers at the end whose work is left out.
+        var skippedLayers: Int
+        /// Whether the final layer norm is applied.
+        var isNormalized: Bool
+
+        /// The output of the whole encoder: Stable Diffusion 1.x and 2.x.
+        static let last = HiddenState(skippedLayers: 0, isNormalized: true)
+        /// The output of the last layer but one, as it is: Stable Diffusion XL.
+        static let penultimate = HiddenState(skippedLayers: 1, isNormalized: false)
+    }
+
+    private let configuration: CLIPTextModelConfiguration
     private let device: TensorDevice
     private let embeddings: EmbeddingWeights
     private let layers: [CLIPEncoderLayer]
     private let finalLayerNorm: LayerNorm
+    private let textProjection: Linear?
 
     /// Reads the weights; names without the prefix `text_model.`, which `TensorNames` adds where a file has it.
     init(_ loader: WeightLoader, _ configuration: CLIPTextModelConfiguration, on device: TensorDevice) throws {
+        self.configuration = configuration
         self.device = device
         let width = configuration.hiddenSize
         let positions = try loader.floats(
@@ -31,16 +55,25 @@ struct CLIPTextModel {
             epsilon: configuration.layerNormEps,
             on: device
         )
+        textProjection = try configuration.projectionDim.map {
+            try Linear(loader.at("text_projection"), width, $0, hasBias: false, on: device)
+        }
     }
 
-    /// The last hidden state after the final layer norm.
+    /// Encodes a batch of token ids.
     ///
-    /// - Parameter ids: B rows of T token ids.
-    /// - Returns: `[B, T, hiddenSize]`.
-    func callAsFunction(_ ids: [[Int32]]) throws -> Tensor {
+    /// - Parameters:
+    ///   - ids: B rows of T token ids.
+    ///   - hiddenState: Which hidden state is returned; the pooled state is always that of the whole encoder.
+    func callAsFunction(_ ids: [[Int32]], _ hiddenState: HiddenState = .last) throws -> EncodedPrompts {
         var x = try device.embedding(ids, embeddings)
-        for layer in layers { x = try layer(x) }
-        return try finalLayerNorm(x)
+        let kept = max(layers.count - hiddenState.skippedLayers, 0)
+        for layer in layers[..<kept] { x = try layer(x) }
+        let states = hiddenState.isNormalized ? try finalLayerNorm(x) : x
+        guard let textProjection else { return EncodedPrompts(hiddenStates: states, pooled: nil) }
+        for layer in layers[kept...] { x = try layer(x) }
+        let ends = try finalLayerNorm(x).rows(at: ids.map(configuration.endPosition(in:)))
+        return EncodedPrompts(hiddenStates: states, pooled: try textProjection(ends))
     }
 }
 

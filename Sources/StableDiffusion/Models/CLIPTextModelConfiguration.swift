@@ -29,14 +29,26 @@ struct CLIPTextModelConfiguration: Sendable, Equatable {
     var hiddenAct = Activation.quickGELU
     /// Epsilon of every layer normalisation.
     var layerNormEps = 1e-5
-    /// Token that ends a text.
+    /// Token that ends a text, at whose place the pooled state is taken.
     var eosTokenID = 49_407
+    /// Width of the pooled, projected state; nil where the encoder has no projection (`CLIPTextModel`).
+    var projectionDim: Int?
 
     /// transformers' defaults.
     init() {}
 
+    /// The place of the token that ends a text: the first, as a text may be padded with the same.
+    ///
+    /// Files from before transformers 4.31 say 2, which is no token that ends a text: they mean the token with the largest id.
+    func endPosition(in ids: [Int32]) -> Int {
+        let end = eosTokenID == 2 ? ids.max() : Int32(exactly: eosTokenID)
+        return ids.firstIndex { $0 == end } ?? 0
+    }
+
     /// Reads the configuration of a checkpoint.
-    init(file: ConfigurationFile) throws(ConfigurationFileError) {
+    ///
+    /// - Parameter hasProjection: Whether the model's class is `CLIPTextModelWithProjection`.
+    init(file: ConfigurationFile, hasProjection: Bool = false) throws(ConfigurationFileError) {
         // A whole CLIP keeps the text encoder's configuration in `text_config`, which the file was opened with.
         try file.require("model_type", oneOf: .string("clip_text_model"))
         // The pipeline would hide padding from the encoder; no Stable Diffusion was trained so.
@@ -59,5 +71,6 @@ struct CLIPTextModelConfiguration: Sendable, Equatable {
         hiddenAct = try file.choice("hidden_act", default: hiddenAct)
         layerNormEps = try file.number("layer_norm_eps", default: layerNormEps, in: 0...1)
         eosTokenID = try file.optionalInteger("eos_token_id", in: 0...1_000_000) ?? eosTokenID
+        if hasProjection { projectionDim = try file.integer("projection_dim", default: 512, in: 1...16_384) }
     }
 }

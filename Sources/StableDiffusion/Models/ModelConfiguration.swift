@@ -9,11 +9,21 @@ struct ModelIndex: Sendable, Equatable {
     let pipelineClass: String
     /// Class names by the name of the part, without the parts that are absent.
     let components: [String: String]
+    /// Whether the model is of Stable Diffusion XL.
+    var isXL: Bool { Self.pipelinesOfXL.contains(pipelineClass) }
+    /// Whether a missing negative prompt means zeros instead of the encoding of an empty text (Stable Diffusion XL).
+    let forceZerosForEmptyPrompt: Bool
 
     /// Pipelines whose parts are those of text to image.
     private static let pipelines = [
         "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipelineLegacy",
         "StableDiffusionPipelineSafe", "StableDiffusionControlNetPipeline",
+    ]
+
+    /// The same of Stable Diffusion XL.
+    private static let pipelinesOfXL = [
+        "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
     ]
 
     /// The classes of the parts used here.
@@ -24,14 +34,28 @@ struct ModelIndex: Sendable, Equatable {
         ("vae", ["AutoencoderKL"]),
     ]
 
+    /// What Stable Diffusion XL has besides.
+    private static let classesOfXL = [
+        ("text_encoder_2", ["CLIPTextModelWithProjection"]),
+        ("tokenizer_2", ["CLIPTokenizer", "CLIPTokenizerFast"]),
+    ]
+
     /// Reads the index of a folder and checks that the parts used here are named and of a class known here.
     init(file: ConfigurationFile) throws(ConfigurationFileError) {
-        guard let pipelineClass = file.value("_class_name")?.stringValue, Self.pipelines.contains(pipelineClass) else {
-            throw file.refusal("_class_name", allowed: "\"StableDiffusionPipeline\" (Stable Diffusion 1.x and 2.x)")
+        guard let pipelineClass = file.value("_class_name")?.stringValue,
+            Self.pipelines.contains(pipelineClass) || Self.pipelinesOfXL.contains(pipelineClass)
+        else {
+            throw file.refusal(
+                "_class_name",
+                allowed: "\"StableDiffusionPipeline\" (Stable Diffusion 1.x and 2.x) or \"StableDiffusionXLPipeline\""
+            )
         }
         self.pipelineClass = pipelineClass
+        let isXL = Self.pipelinesOfXL.contains(pipelineClass)
+        let forcesZeros = try file.bool("force_zeros_for_empty_prompt", default: true)
+        forceZerosForEmptyPrompt = isXL && forcesZeros
         var components: [String: String] = [:]
-        for (name, allowed) in Self.classes {
+        for (name, allowed) in Self.classes + (isXL ? Self.classesOfXL : []) {
             let part = file.value(name)?.arrayValue
             guard let part, part.count == 2, let className = part[1].stringValue, allowed.contains(className) else {
                 throw file.refusal(name, allowed: "a part of class \(allowed.joined(separator: " or "))")
@@ -46,14 +70,21 @@ struct ModelIndex: Sendable, Equatable {
 struct ModelConfiguration: Sendable, Equatable {
     /// The folder.
     let folder: String
-    /// Text encoder.
-    let textEncoder: CLIPTextModelConfiguration
+    /// Text encoders: one, or the two of Stable Diffusion XL, whose hidden states stand side by side.
+    let textEncoders: [CLIPTextModelConfiguration]
+    /// Which of their hidden states condition the UNet.
+    let hiddenState: CLIPTextModel.HiddenState
+    /// Whether a missing negative prompt means zeros instead of the encoding of an empty text.
+    let forceZerosForEmptyPrompt: Bool
     /// Denoising network.
     let unet: UNet2DConditionModelConfiguration
     /// Autoencoder.
     let vae: AutoencoderKLConfiguration
     /// Noise schedule.
     let scheduler: SchedulerConfiguration
+
+    /// Whether the autoencoder's activations have to be float32 where those of the UNet are half.
+    var needsFloat32VAE: Bool { unet.textTime != nil && vae.forceUpcast }
 
     /// What the width and height of a picture are multiples of: whole latents, and 8 as everywhere.
     var sizeMultiple: Int { max(vae.scaleFactor, 8) }
@@ -72,10 +103,26 @@ struct ModelConfiguration: Sendable, Equatable {
             )
         }
         self.folder = folder
-        _ = try ModelIndex(file: ConfigurationFile(path: folder + "/model_index.json"))
-        textEncoder = try CLIPTextModelConfiguration(
-            file: ConfigurationFile(path: folder + "/text_encoder/config.json", nested: "text_config")
-        )
+        let index = try ModelIndex(file: ConfigurationFile(path: folder + "/model_index.json"))
+        forceZerosForEmptyPrompt = index.forceZerosForEmptyPrompt
+        hiddenState = index.isXL ? .penultimate : .last
+        var textEncoders = [
+            try CLIPTextModelConfiguration(
+                file: ConfigurationFile(path: folder + "/text_encoder/config.json", nested: "text_config")
+            )
+        ]
+        if index.isXL {
+            let file = try ConfigurationFile(path: folder + "/text_encoder_2/config.json", nested: "text_config")
+            textEncoders.append(try CLIPTextModelConfiguration(file: file, hasProjection: true))
+            // Their hidden states stand side by side, token by token.
+            guard textEncoders[0].maxPositionEmbeddings == textEncoders[1].maxPositionEmbeddings else {
+                throw file.refusal(
+                    "max_position_embeddings",
+                    allowed: "that of text_encoder, \(textEncoders[0].maxPositionEmbeddings)"
+                )
+            }
+        }
+        self.textEncoders = textEncoders
         let unetFile = try ConfigurationFile(path: folder + "/unet/config.json")
         unet = try UNet2DConditionModelConfiguration(file: unetFile)
         vae = try AutoencoderKLConfiguration(file: ConfigurationFile(path: folder + "/vae/config.json"))
@@ -84,10 +131,21 @@ struct ModelConfiguration: Sendable, Equatable {
         )
 
         // The parts have to fit each other.
-        guard unet.crossAttentionDim == textEncoder.hiddenSize else {
+        let hiddenSize = textEncoders.reduce(0) { $0 + $1.hiddenSize }
+        guard unet.crossAttentionDim == hiddenSize else {
+            throw unetFile.refusal("cross_attention_dim", allowed: "the text encoders' hidden_size, \(hiddenSize)")
+        }
+        let pooledDim = textEncoders.last?.projectionDim
+        guard unet.textTime?.pooledDim == pooledDim else {
+            guard let textTime = unet.textTime, let pooledDim else {
+                throw unetFile.refusal(
+                    "addition_embed_type",
+                    allowed: index.isXL ? "\"text_time\"" : "null in models that are not Stable Diffusion XL"
+                )
+            }
             throw unetFile.refusal(
-                "cross_attention_dim",
-                allowed: "the text encoder's hidden_size, \(textEncoder.hiddenSize)"
+                "projection_class_embeddings_input_dim",
+                allowed: "\(pooledDim) of the pooled prompt and \(textTime.inputDim - textTime.pooledDim) of the sizes"
             )
         }
         guard unet.inChannels == vae.latentChannels else {

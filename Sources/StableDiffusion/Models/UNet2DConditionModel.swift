@@ -3,6 +3,14 @@
 internal import Foundation
 internal import TensorOps
 
+/// What the UNet is told of a batch of prompts, the same at every step.
+struct UNetContext {
+    /// Keys and values of the cross-attentions.
+    fileprivate let crossAttentions: CrossAttentionContext
+    /// `[B, timeEmbeddingDim]`, added to the embedding of every timestep; nil where only the prompt's tokens count.
+    fileprivate let addedEmbedding: Tensor?
+}
+
 /// Predicts the noise (or velocity) in latents, given the timestep and the encoded prompt.
 struct UNet2DConditionModel {
     private let configuration: UNet2DConditionModelConfiguration
@@ -10,6 +18,8 @@ struct UNet2DConditionModel {
     private let crossAttentions = CrossAttentionList()
     private let timeLinear1: Linear
     private let timeLinear2: Linear
+    private let addLinear1: Linear?
+    private let addLinear2: Linear?
     private let convIn: Conv2d
     private let downBlocks: [DownBlock2D]
     private let midBlock: UNetMidBlock2DCrossAttn?
@@ -25,6 +35,12 @@ struct UNet2DConditionModel {
         let timeChannels = configuration.timeEmbeddingDim
         timeLinear1 = try Linear(loader.at("time_embedding.linear_1"), channels[0], timeChannels, on: device)
         timeLinear2 = try Linear(loader.at("time_embedding.linear_2"), timeChannels, timeChannels, on: device)
+        addLinear1 = try configuration.textTime.map {
+            try Linear(loader.at("add_embedding.linear_1"), $0.inputDim, timeChannels, on: device)
+        }
+        addLinear2 = try configuration.textTime.map { _ in
+            try Linear(loader.at("add_embedding.linear_2"), timeChannels, timeChannels, on: device)
+        }
         convIn = try Conv2d(loader.at("conv_in"), configuration.inChannels, channels[0], on: device)
         let loading = UNetBlockLoading(configuration: configuration, crossAttentions: crossAttentions, device: device)
         downBlocks = try (0..<configuration.levels).map {
@@ -45,9 +61,26 @@ struct UNet2DConditionModel {
         convOut = try Conv2d(loader.at("conv_out"), channels[0], configuration.outChannels, on: device)
     }
 
-    /// What the cross-attentions need of encoded prompts `[B, T, crossAttentionDim]`, once for all steps.
-    func context(of encoderHiddenStates: Tensor) throws -> CrossAttentionContext {
-        try crossAttentions.context(of: encoderHiddenStates)
+    /// What does not depend on latents and timestep, computed once for all steps.
+    ///
+    /// - Parameters:
+    ///   - prompts: Hidden states `[B, T, crossAttentionDim]` and, where the model has `textTime`, pooled states.
+    ///   - height: Of the picture in pixels; the model is told that it is the whole of an original of that size.
+    ///   - width: Of the picture in pixels.
+    func context(of prompts: EncodedPrompts, height: Int, width: Int) throws -> UNetContext {
+        let crossAttentions = try crossAttentions.context(of: prompts.hiddenStates)
+        guard let textTime = configuration.textTime, let addLinear1, let addLinear2, let pooled = prompts.pooled else {
+            return UNetContext(crossAttentions: crossAttentions, addedEmbedding: nil)
+        }
+        let row = [height, width, 0, 0, height, width].flatMap {
+            sinusoidalEmbedding(Double($0), width: textTime.timeEmbedDim)
+        }
+        let batch = pooled.shape[0]
+        let sizes = try device.tensor((0..<batch).flatMap { _ in row }, shape: [batch, row.count])
+        let added = try addLinear2(
+            addLinear1(pooled.concatenated(with: sizes), function: .silu, isOperand: true)
+        )
+        return UNetContext(crossAttentions: crossAttentions, addedEmbedding: added)
     }
 
     /// The prediction for a batch of latents, all at one timestep.
@@ -61,20 +94,23 @@ struct UNet2DConditionModel {
     func callAsFunction(
         _ sample: Tensor,
         timestep: Double,
-        _ context: CrossAttentionContext,
+        _ context: UNetContext,
         observe: ((String, Tensor) throws -> Void)? = nil
     ) throws -> Tensor {
         // 1. time; every resnet begins with the SiLU of the embedding, so it is applied here, once
-        let timestepRow = timestepEmbedding(timestep)
+        let timestepRow = sinusoidalEmbedding(timestep, width: configuration.blockOutChannels[0])
         let timesteps = try device.tensor(
             (0..<sample.shape[0]).flatMap { _ in timestepRow },
             shape: [sample.shape[0], timestepRow.count]
         )
-        let timeEmbedding = try timeLinear2(
-            timeLinear1(timesteps, function: .silu, isOperand: true),
-            function: .silu,
-            isOperand: true
-        )
+        let hidden = try timeLinear1(timesteps, function: .silu, isOperand: true)
+        let timeEmbedding =
+            if let added = context.addedEmbedding {
+                try timeLinear2(hidden).sum(with: added, function: .silu)
+            } else {
+                try timeLinear2(hidden, function: .silu, isOperand: true)
+            }
+        let context = context.crossAttentions
 
         // 2. down, keeping what the way up will need
         var x = try convIn(sample)
@@ -101,14 +137,13 @@ struct UNet2DConditionModel {
         return try convOut(convNormOut(consume x, function: .silu))
     }
 
-    /// The sinusoidal embedding of a timestep, in float32 step by step as diffusers' `get_timestep_embedding` computes it.
-    private func timestepEmbedding(_ timestep: Double) -> [Float] {
-        let width = configuration.blockOutChannels[0]
+    /// The sinusoidal embedding of a number, in float32 step by step as diffusers' `get_timestep_embedding` computes it.
+    private func sinusoidalEmbedding(_ number: Double, width: Int) -> [Float] {
         let half = width / 2
         let logPeriod = Float(-log(10000.0))
         let arguments = (0..<half).map { index in
             let exponent = logPeriod * Float(index) / (Float(half) - Float(configuration.freqShift))
-            return Float(timestep) * Float(exp(Double(exponent)))
+            return Float(number) * Float(exp(Double(exponent)))
         }
         let sines = arguments.map { Float(sin(Double($0))) }
         let cosines = arguments.map { Float(cos(Double($0))) }

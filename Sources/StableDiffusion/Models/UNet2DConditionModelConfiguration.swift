@@ -65,6 +65,23 @@ struct UNet2DConditionModelConfiguration: Sendable, Equatable {
     /// Whether the transformers' input and output projections are linear layers instead of 1x1 convolutions.
     var useLinearProjection = false
 
+    /// What Stable Diffusion XL tells its UNet besides the prompt's tokens; nil in other models.
+    var textTime: TextTimeConfiguration?
+
+    /// `addition_embed_type: text_time`: a pooled prompt and the sizes of the picture, added to the timestep's embedding.
+    struct TextTimeConfiguration: Sendable, Equatable {
+        /// Width of the embedding of each of the sizes.
+        var timeEmbedDim: Int
+        /// Width of pooled prompt and embedded sizes together.
+        var inputDim: Int
+
+        /// Numbers that are embedded: height and width of the original, top and left of the crop, height and width of the picture.
+        static let sizes = 6
+
+        /// Width of the pooled prompt.
+        var pooledDim: Int { inputDim - Self.sizes * timeEmbedDim }
+    }
+
     /// Levels of resolution.
     var levels: Int { blockOutChannels.count }
 
@@ -109,6 +126,7 @@ struct UNet2DConditionModelConfiguration: Sendable, Equatable {
         timeEmbeddingDim =
             try file.optionalInteger("time_embedding_dim", in: 1...65_536) ?? blockOutChannels[0] * 4
         useLinearProjection = try file.bool("use_linear_projection", default: useLinearProjection)
+        textTime = try Self.textTime(file)
         sampleSize = try Self.sampleSize(file)
         attentionHeads = try headsPerLevel(file)
         try checkDivisibility(file)
@@ -135,7 +153,7 @@ struct UNet2DConditionModelConfiguration: Sendable, Equatable {
             try file.require(key, oneOf: .bool(false))
         }
         for key in [
-            "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type",
+            "class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type",
             "time_cond_proj_dim", "timestep_post_act", "time_embedding_act_fn", "cross_attention_norm",
             "reverse_transformer_layers_per_block",
         ] {
@@ -148,6 +166,23 @@ struct UNet2DConditionModelConfiguration: Sendable, Equatable {
         } else {
             try file.require("only_cross_attention", oneOf: .bool(false))
         }
+    }
+
+    private static func textTime(_ file: ConfigurationFile) throws(ConfigurationFileError) -> TextTimeConfiguration? {
+        guard file.value("addition_embed_type") != nil else { return nil }
+        try file.require("addition_embed_type", oneOf: .string("text_time"))
+        let timeEmbedDim = try file.integer("addition_time_embed_dim", default: nil, in: 2...16_384)
+        let key = "projection_class_embeddings_input_dim"
+        let inputDim = try file.integer(key, default: nil, in: 1...1_000_000)
+        let textTime = TextTimeConfiguration(timeEmbedDim: timeEmbedDim, inputDim: inputDim)
+        guard timeEmbedDim % 2 == 0 else { throw file.refusal("addition_time_embed_dim", allowed: "an even number") }
+        guard textTime.pooledDim > 0 else {
+            throw file.refusal(
+                key,
+                allowed: "more than \(TextTimeConfiguration.sizes) times addition_time_embed_dim, \(timeEmbedDim)"
+            )
+        }
+        return textTime
     }
 
     private static func crossAttentionDim(
