@@ -7,6 +7,9 @@ let swiftSettings: [SwiftSetting] = [
     .enableUpcomingFeature("InternalImportsByDefault"),
 ]
 
+// The layers below Serving are loops over tensors and weights: without optimisation their tests take several times as long.
+let optimized = swiftSettings + [.unsafeFlags(["-O"], .when(configuration: .debug))]
+
 let package = Package(
     name: "diffused",
     products: [
@@ -46,17 +49,17 @@ let package = Package(
         .target(
             name: "StableDiffusion",
             dependencies: ["JSON", "TensorOps", .product(name: "Logging", package: "swift-log")],
-            swiftSettings: swiftSettings
+            swiftSettings: optimized
         ),
         .target(
             name: "TensorOps",
             dependencies: ["OpenCLRuntime", .product(name: "Logging", package: "swift-log")],
-            swiftSettings: swiftSettings
+            swiftSettings: optimized
         ),
         .target(
             name: "OpenCLRuntime",
             dependencies: ["COpenCL", "CKernels", "CZlib", .product(name: "Logging", package: "swift-log")],
-            swiftSettings: swiftSettings
+            swiftSettings: optimized
         ),
         .target(name: "JSON", swiftSettings: swiftSettings),
         // Embeds Kernels/* into the binary, so that an installed daemon needs no source tree.
@@ -72,8 +75,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             path: "Tests/Support",
-            // The double-precision references are loops over millions of elements.
-            swiftSettings: swiftSettings + [.unsafeFlags(["-O"])]
+            swiftSettings: optimized
         ),
         .testTarget(name: "JSONTests", dependencies: ["JSON"], swiftSettings: swiftSettings),
         .testTarget(

@@ -39,11 +39,15 @@ struct PictureMemoryTests {
     // MARK: Decoding in bands
 
     /// Sizes in latents: of several bands with and without a remainder, of one row, of less than a band.
-    nonisolated static let latentSizes = [(16, 8), (9, 5), (17, 1), (1, 3), (23, 7)]
+    private static let latentSizes = [(16, 8), (9, 5), (17, 1), (1, 3), (23, 7)]
 
-    @Test(arguments: ["sd1", "odd", "sd2", "deep"], latentSizes)
-    func bandsDecodeAsTheWholeDoes(_ model: String, _ size: (Int, Int)) throws {
+    @Test(arguments: ["sd1", "odd", "sd2", "deep"])
+    func bandsDecodeAsTheWholeDoes(_ model: String) throws {
         let pipeline = try pipeline(RandomCheckpoint.shared(model).path)
+        for size in Self.latentSizes { try bandsDecodeAsTheWholeDoes(pipeline, size) }
+    }
+
+    private func bandsDecodeAsTheWholeDoes(_ pipeline: StableDiffusionPipeline, _ size: (Int, Int)) throws {
         let channels = pipeline.configuration.vae.latentChannels
         let latents = try pipeline.device.tensor(
             HostTensor.random([1, size.0, size.1, channels], seed: 61).values,
@@ -61,7 +65,7 @@ struct PictureMemoryTests {
 
     // MARK: The need
 
-    @Test(arguments: [(64, 64), (256, 256), (384, 128), (520, 392)], [7.5, 1])
+    @Test(arguments: [(64, 64), (384, 128), (200, 264)], [7.5, 1])
     func theNeedIsWhatThePictureTakes(_ size: (Int, Int), _ scale: Double) throws {
         let pipeline = try pipeline()
         let request = request(size.0, size.1, scale: scale)
@@ -109,7 +113,7 @@ struct PictureMemoryTests {
     func aSmallDeviceSaysWhatFits(_ size: (Int, Int)) throws {
         let pipeline = try pipeline()
         let used = pipeline.device.memoryBytes - pipeline.device.activationBytes
-        pipeline.device.memoryBytes = used + 100 << 20
+        pipeline.device.memoryBytes = used + 40 << 20
         let memory = try refusal(request(size.0, size.1), by: pipeline)
         #expect(memory.isPermanent && !memory.isOneAllocation)
         #expect(memory.neededBytes > memory.availableBytes && memory.availableBytes == pipeline.device.activationBytes)
