@@ -6,14 +6,14 @@ changes nothing. The versions are part of the reference:
 
     python3 -m venv .venv
     .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6
-    .venv/bin/python scripts/make-fixtures.py [schedulers] [noise] [tokenizer] [models]
+    .venv/bin/python scripts/make-fixtures.py [schedulers] [noise] [tokenizer] [models] [prompts]
 """
 
 import importlib
 import sys
 from pathlib import Path
 
-PARTS = ["schedulers", "noise", "tokenizer", "models"]
+PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts"]
 VERSIONS = {"torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0", "numpy": "2.4.6"}
 
 

@@ -72,6 +72,12 @@ public struct GenerationRequest: Sendable, Equatable {
     public var seed: Seed
     /// The sampling algorithm.
     public var sampler: Sampler
+    /// How the prompts are read.
+    public var promptSyntax: PromptSyntax
+    /// Which layer of the text encoder conditions the picture: 1 is the one the model was trained with, 2 the one before it.
+    ///
+    /// At least 1.
+    public var clipSkip: Int
 
     /// A request with every parameter given; the defaults of a service belong to its configuration.
     public init(
@@ -82,7 +88,9 @@ public struct GenerationRequest: Sendable, Equatable {
         steps: Int,
         guidanceScale: Double,
         seed: Seed,
-        sampler: Sampler = .ddim
+        sampler: Sampler = .ddim,
+        promptSyntax: PromptSyntax = .plain,
+        clipSkip: Int = 1
     ) {
         self.prompt = prompt
         self.negativePrompt = negativePrompt
@@ -92,6 +100,8 @@ public struct GenerationRequest: Sendable, Equatable {
         self.guidanceScale = guidanceScale
         self.seed = seed
         self.sampler = sampler
+        self.promptSyntax = promptSyntax
+        self.clipSkip = clipSkip
     }
 }
 

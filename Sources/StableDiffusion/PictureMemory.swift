@@ -77,9 +77,15 @@ public struct PictureMemory: Sendable, Equatable, CustomStringConvertible {
 
 /// A way to make a picture.
 struct PicturePlan: Sendable, Equatable {
-    let width: Int
-    let height: Int
-    let usesGuidance: Bool
+    /// What the need depends on.
+    struct Shape: Sendable, Equatable {
+        let width: Int
+        let height: Int
+        /// Tokens of each prompt.
+        let tokens: [Int]
+    }
+
+    let shape: Shape
     /// How the latents are decoded; nil on the whole.
     let bands: DecoderBands?
     /// What it takes besides the model.
@@ -92,12 +98,7 @@ extension StableDiffusionPipeline {
     /// On the whole where memory is plentiful; else in the way that takes least, as bands cost little time.
     /// - Throws: `GenerationError.doesNotFit`.
     func plan(for request: GenerationRequest) throws -> PicturePlan {
-        let (width, height) = (request.width, request.height)
-        if plans.first.map({ $0.width != width || $0.height != height || $0.usesGuidance != request.usesGuidance })
-            ?? true
-        {
-            plans = try plans(width: width, height: height, usesGuidance: request.usesGuidance)
-        }
+        if try plans.first?.shape != shape(of: request) { plans = try plans(request) }
         let available = device.availableBytes
         if let whole = plans.first, whole.need.peakBytes <= device.comfortableBytes, fits(whole, in: available) {
             return whole
@@ -112,60 +113,59 @@ extension StableDiffusionPipeline {
     }
 
     /// Every way to make a picture and what it takes; the first is the quickest.
-    private func plans(width: Int, height: Int, usesGuidance: Bool) throws -> [PicturePlan] {
+    private func plans(_ request: GenerationRequest) throws -> [PicturePlan] {
+        let shape = try shape(of: request)
         // A dry run of very many bands would take long. Input and intermediate result of the decoder's last blocks are all alive at once in any
         // way of decoding; where these alone are too much, nothing else has to be known.
         let channels = 2 * (configuration.vae.blockOutChannels.first ?? 1)
-        let picture = width * height * channels * device.activationType.byteCount
+        let picture = shape.width * shape.height * channels * device.activationType.byteCount
         if picture > device.activationBytes {
             let need = MemoryNeed(peakBytes: picture, largestAllocation: picture)
-            return [PicturePlan(width: width, height: height, usesGuidance: usesGuidance, bands: nil, need: need)]
+            return [PicturePlan(shape: shape, bands: nil, need: need)]
         }
         var plans: [PicturePlan] = []
         for bands in [nil] + vae.bandings.map({ Optional($0) }) {
             // Thinner bands are for devices that grant no allocation of the size of thicker ones; they save nothing else.
             let isThinner = bands.map { $0.rows < DecoderBands.usualRows } ?? false
             if isThinner && plans.contains(where: { $0.need.largestAllocation <= device.maxAllocationBytes }) { break }
-            let need = try self.need(width: width, height: height, usesGuidance: usesGuidance, bands: bands)
-            plans.append(
-                PicturePlan(width: width, height: height, usesGuidance: usesGuidance, bands: bands, need: need)
-            )
+            plans.append(PicturePlan(shape: shape, bands: bands, need: try need(request, bands: bands)))
         }
         return plans
     }
 
     /// What a picture takes: a dry run of everything that depends on its size.
-    func need(width: Int, height: Int, usesGuidance: Bool, bands: DecoderBands?) throws -> MemoryNeed {
+    func need(_ request: GenerationRequest, bands: DecoderBands?) throws -> MemoryNeed {
+        let (width, height) = (request.width, request.height)
         let scale = configuration.vae.scaleFactor
         var need = try device.memoryNeed {
             // In the order of `TextToImageGeneration`.
-            // A negative prompt that is not empty: without one there is no more to do.
-            let request = GenerationRequest(
-                prompt: "a",
-                negativePrompt: "a",
-                width: width,
-                height: height,
-                steps: 1,
-                guidanceScale: usesGuidance ? 2 : 1,
-                seed: Seed(UInt64(0))
-            )
-            let context = try unet.context(of: promptEncoder(request).prompts, height: height, width: width)
+            let contexts = try promptEncoder(request).batches.map {
+                try unet.context(of: $0, height: height, width: width)
+            }
             let latents = try Tensor(
                 [1, height / scale, width / scale, configuration.unet.inChannels],
                 .float32,
                 on: device
             )
             let step = SchedulerStep(timestep: 0, modelInputScale: 1, sample: 1, modelOutput: 1, noise: 0)
-            try denoise(latents, step, context, guidance: usesGuidance ? 1 : nil)
+            try denoise(latents, step, contexts, guidance: request.usesGuidance ? 1 : nil)
             let picture = try vae.decode(latents, bands: bands)
             // As `TextToImageGeneration.decode` reads it.
             _ = try picture.converted(to: .float32)
             _ = try Tensor([(picture.count + 3) / 4], .float32, on: device)
-            withExtendedLifetime((latents, context)) {}
+            withExtendedLifetime((latents, contexts)) {}
         }
         // The pixels as floats, as bytes, and as a PNG under way.
         if device.sharesHostMemory { need.peakBytes += width * height * configuration.vae.outChannels * 8 }
         return need
+    }
+
+    private func shape(of request: GenerationRequest) throws -> PicturePlan.Shape {
+        PicturePlan.Shape(
+            width: request.width,
+            height: request.height,
+            tokens: try promptEncoder.tokenCounts(request)
+        )
     }
 
     private func fits(_ plan: PicturePlan, in bytes: Int) -> Bool {
@@ -209,7 +209,9 @@ extension StableDiffusionPipeline {
         while tooLarge - fitting > 1 {
             let middle = (fitting + tooLarge) / 2
             let candidate = size(middle)
-            let plans = try plans(width: candidate.width, height: candidate.height, usesGuidance: request.usesGuidance)
+            var smaller = request
+            (smaller.width, smaller.height) = (candidate.width, candidate.height)
+            let plans = try plans(smaller)
             if plans.contains(where: { fits($0, in: available) }) { fitting = middle } else { tooLarge = middle }
         }
         return fitting == 0 ? nil : size(fitting)

@@ -98,15 +98,18 @@ public final class StableDiffusionPipeline: ImageGenerator {
     ///
     /// - Parameters:
     ///   - latents: `[1, H, W, C]`, float32.
+    ///   - contexts: Of all prompts, or one for each where they differ in length.
     ///   - guidance: The guidance scale; nil without guidance.
     func denoise(
         _ latents: Tensor,
         _ step: SchedulerStep,
-        _ context: UNetContext,
+        _ contexts: [UNetContext],
         guidance: Float?
     ) throws {
-        let input = try latents.modelInput(scale: Float(step.modelInputScale), copies: guidance == nil ? 1 : 2)
-        let output = try unet(input, timestep: step.timestep, context)
+        let copies = (guidance == nil ? 1 : 2) / contexts.count
+        let input = try latents.modelInput(scale: Float(step.modelInputScale), copies: copies)
+        let outputs = try contexts.map { try unet(input, timestep: step.timestep, $0) }
+        let output = try outputs.dropFirst().reduce(outputs[0]) { try $0.appending($1) }
         try latents.guidedStep(
             output: output,
             guidance: guidance,
@@ -175,7 +178,7 @@ final class TextToImageGeneration: Generation {
     private let request: GenerationRequest
     private let pipeline: StableDiffusionPipeline
     private let scheduler: any Scheduler
-    private let context: UNetContext
+    private let contexts: [UNetContext]
     private let plan: PicturePlan
     private let truncatedPrompt: String?
     /// `[1, H, W, C]`, float32.
@@ -190,9 +193,11 @@ final class TextToImageGeneration: Generation {
         scheduler = try pipeline.scheduler(request)
         // Said now rather than after all the steps.
         plan = try pipeline.plan(for: request)
-        let (prompts, truncatedPrompt) = try pipeline.promptEncoder(request)
-        self.truncatedPrompt = truncatedPrompt
-        context = try pipeline.unet.context(of: prompts, height: request.height, width: request.width)
+        let prompts = try pipeline.promptEncoder(request)
+        truncatedPrompt = prompts.truncatedPrompt
+        contexts = try prompts.batches.map {
+            try pipeline.unet.context(of: $0, height: request.height, width: request.width)
+        }
         latents = try pipeline.initialLatents(request, sigma: scheduler.initNoiseSigma)
     }
 
@@ -204,7 +209,7 @@ final class TextToImageGeneration: Generation {
             try pipeline.denoise(
                 latents,
                 step,
-                context,
+                contexts,
                 guidance: request.usesGuidance ? Float(request.guidanceScale) : nil
             )
             try pipeline.device.finish()

@@ -87,7 +87,7 @@ struct PictureMemoryTests {
         let pipeline = try pipeline()
         let picture = try draw(request(64, 64), with: pipeline)
         let (held, peak) = (pipeline.device.heldBytes, pipeline.device.peakBytes)
-        _ = try pipeline.need(width: 4096, height: 4096, usesGuidance: true, bands: nil)
+        _ = try pipeline.need(request(4096, 4096), bands: nil)
         #expect(pipeline.device.heldBytes == held && pipeline.device.peakBytes == peak)
         #expect(try draw(request(64, 64), with: pipeline) == picture)
     }
@@ -95,7 +95,7 @@ struct PictureMemoryTests {
     @Test func bandsTakeLess() throws {
         let pipeline = try pipeline()
         let needs = try ([nil] + pipeline.vae.bandings.map { Optional($0) }).map {
-            try pipeline.need(width: 2048, height: 2048, usesGuidance: true, bands: $0)
+            try pipeline.need(request(2048, 2048), bands: $0)
         }
         #expect(needs.dropFirst().allSatisfy { $0.peakBytes < needs[0].peakBytes })
         #expect((needs.last?.largestAllocation ?? .max) < needs[0].largestAllocation / 2)
@@ -152,7 +152,7 @@ struct PictureMemoryTests {
 
         let small = try self.pipeline()
         let allocations = try small.vae.bandings.map {
-            try small.need(width: 200, height: 264, usesGuidance: true, bands: $0).largestAllocation
+            try small.need(self.request(200, 264), bands: $0).largestAllocation
         }
         let least = try #require(allocations.min())
         #expect(least < first.need.largestAllocation)

@@ -127,7 +127,7 @@ struct PipelineParityTests {
         let request = recording.request
         let bound = ParityBound(item.precision)
 
-        let (prompts, _) = try pipeline.promptEncoder(request)
+        let prompts = try #require(pipeline.promptEncoder(request).batches.first)
         try recording.expect("text_encoder.output", prompts.hiddenStates.floats(), nmse: bound.layer)
         if let pooled = prompts.pooled {
             try recording.expect("text_encoder.pooled", pooled.floats(), nmse: bound.layer)
@@ -185,7 +185,7 @@ struct PipelineParityTests {
         let item = ParityCase(model: "sd1", run: 0, precision: .float16)
         let checkpoint = try RandomCheckpoint(item.model, storage: .float16)
         let recording = try Recording(checkpoint.fixture, model: item.model, run: item.run)
-        let (prompts, _) = try load(item, checkpoint).promptEncoder(recording.request)
+        let prompts = try #require(load(item, checkpoint).promptEncoder(recording.request).batches.first)
         try recording.expect(
             "text_encoder.output",
             prompts.hiddenStates.floats(),

@@ -60,6 +60,9 @@ struct CLIPTextModel {
         }
     }
 
+    /// Transformer layers.
+    var layerCount: Int { layers.count }
+
     /// Encodes a batch of token ids.
     ///
     /// - Parameters:
