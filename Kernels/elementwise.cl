@@ -77,19 +77,32 @@ __kernel void model_input(__global const float* restrict latents, __global activ
     for (int copy = 0; copy < COPIES; copy++) STORE_ACTIVATION(y, copy * COUNT + i, value);
 }
 
-// guided_step — classifier-free guidance and the sampler's update in one pass, in place:
-//   e = u + GUIDANCE * (c - u)                       (Ho & Salimans 2022, equation 6, in the form diffusers computes)
-//   latents = SAMPLE_SCALE * latents + OUTPUT_SCALE * e
-// Layout    output [2, COUNT] activation_t, unconditional first; without guidance [1, COUNT]; latents [COUNT] float
+// guidance — classifier-free guidance: y = u + SCALE * (c - u)   (Ho & Salimans 2022, equation 6, in the form diffusers computes)
+// Layout    output [2, COUNT] activation_t, unconditional first; y [COUNT] float
 // Mapping   global (COUNT rounded up)
 // Variants  -DACTIVATION=1 | -DACTIVATION=0
-__kernel void guided_step(__global const activation_t* restrict output, __global float* restrict latents,
-                          const int GUIDED, const float GUIDANCE, const float SAMPLE_SCALE, const float OUTPUT_SCALE,
-                          const ulong COUNT)
+__kernel void guidance(__global const activation_t* restrict output, __global float* restrict y, const float SCALE,
+                       const ulong COUNT)
 {
     const size_t i = get_global_id(0);
     if (i >= COUNT) return;
-    float e = LOAD_ACTIVATION(output, i);
-    if (GUIDED) e += GUIDANCE * (LOAD_ACTIVATION(output, COUNT + i) - e);
-    latents[i] = SAMPLE_SCALE * latents[i] + OUTPUT_SCALE * e;
+    const float unconditional = LOAD_ACTIVATION(output, i);
+    y[i] = unconditional + SCALE * (LOAD_ACTIVATION(output, COUNT + i) - unconditional);
+}
+
+// weighted_sum — y = F0 * x0 + F1 * x1 + F2 * x2 + F3 * x3: a sampler's update, of TERMS operands; those beyond are not read.
+// Layout    x0 ... x3, y [COUNT] float
+// Mapping   global (COUNT rounded up)
+// Variants  -DACTIVATION=0
+__kernel void weighted_sum(__global const float* x0, __global const float* x1, __global const float* x2,
+                           __global const float* x3, const float F0, const float F1, const float F2, const float F3,
+                           const int TERMS, __global float* restrict y, const ulong COUNT)
+{
+    const size_t i = get_global_id(0);
+    if (i >= COUNT) return;
+    float sum = F0 * x0[i];
+    if (TERMS > 1) sum += F1 * x1[i];
+    if (TERMS > 2) sum += F2 * x2[i];
+    if (TERMS > 3) sum += F3 * x3[i];
+    y[i] = sum;
 }

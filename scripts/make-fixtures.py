@@ -5,16 +5,19 @@ Run by hand when a fixture is added; the tests only read what it writes. Everyth
 changes nothing. The versions are part of the reference:
 
     python3 -m venv .venv
-    .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6
-    .venv/bin/python scripts/make-fixtures.py [schedulers] [noise] [tokenizer] [models] [prompts]
+    .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6 scipy==1.17.1 torchsde==0.2.6
+    .venv/bin/python scripts/make-fixtures.py [schedulers] [samplers] [noise] [seeds] [tokenizer] [models] [sampled] [prompts]
 """
 
 import importlib
 import sys
 from pathlib import Path
 
-PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts"]
-VERSIONS = {"torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0", "numpy": "2.4.6"}
+PARTS = ["schedulers", "samplers", "noise", "seeds", "tokenizer", "models", "sampled", "prompts"]
+VERSIONS = {
+    "torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0", "numpy": "2.4.6", "scipy": "1.17.1",
+    "torchsde": "0.2.6",
+}
 
 
 def main():

@@ -78,7 +78,7 @@ public struct BenchmarkReport: Codable, Sendable, Equatable {
         textEncoderSeconds = try median(
             (0..<3).map { _ in
                 try seconds {
-                    _ = try pipeline.promptEncoder(request)
+                    _ = try pipeline.encode(request)
                     try pipeline.device.finish()
                 }
             }

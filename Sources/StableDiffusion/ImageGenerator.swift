@@ -6,15 +6,47 @@ public enum Precision: String, CaseIterable, Sendable {
     case float32, float16, bfloat16
 }
 
-/// The samplers a request can name, spelt as in the configuration and the HTTP API.
+/// The samplers a request can name, spelt as in the configuration and the HTTP API; `SamplerName` knows what else they are called.
 public enum Sampler: String, CaseIterable, Sendable {
-    case ddim
+    case ddim, pndm, euler
+    case eulerAncestral = "euler_a"
+    case heun, dpm2
+    case dpm2Ancestral = "dpm2_a"
+    case lms
+    case dpmpp2M = "dpmpp_2m"
+    case dpmpp2MSDE = "dpmpp_2m_sde"
+    case dpmppSDE = "dpmpp_sde"
+    case dpmpp2SAncestral = "dpmpp_2s_a"
+    case unipc, deis, lcm, tcd
 }
 
-/// Which reference implementation's random numbers the initial noise reproduces.
+/// Which noise levels the steps of a sampler visit.
+public enum SigmaSchedule: String, CaseIterable, Sendable {
+    /// Those of timesteps spaced evenly.
+    case uniform
+    /// More of the low ones (Karras and others, 2022).
+    case karras
+    /// Evenly in their logarithm.
+    case exponential
+    /// More of both ends (Lee and others, 2024).
+    case beta
+}
+
+/// How a number of steps is spread over the timesteps of training (table 2 of Lin and others, 2023).
+public enum TimestepSpacing: String, CaseIterable, Sendable {
+    case leading, trailing, linspace
+}
+
+/// Which reference implementation's random numbers a picture's noise reproduces.
 public enum NoiseSource: String, CaseIterable, Sendable {
     /// `torch.randn` with a CPU generator (mt19937), as diffusers draws it.
     case torch
+    /// `torch.randn` with a CUDA generator (Philox), as AUTOMATIC1111's web UI draws on NVIDIA GPUs and as its source "NV" does anywhere.
+    case cuda
+    /// TensorFlow's `random_normal` with an operation seed (Philox), as Stable Diffusion's port to Keras draws after its start.
+    case tensorflow
+    /// NumPy's `RandomState.randn` (mt19937).
+    case numpy
 }
 
 /// The seed of a generation: any 64-bit integer, signed or unsigned, as `torch.manual_seed` takes it.
@@ -35,6 +67,14 @@ public struct Seed: Sendable, Hashable, CustomStringConvertible {
     public init(_ value: UInt64) {
         bits = value
         isNegative = false
+    }
+
+    /// The number modulo `divisor` as Python takes it: never negative.
+    func modulo(_ divisor: UInt64) -> UInt64 {
+        guard isNegative else { return bits % divisor }
+        // -(bits) as an unsigned number is the distance below zero.
+        let remainder = (0 &- bits) % divisor
+        return remainder == 0 ? 0 : divisor - remainder
     }
 
     /// The number as it was given, in decimal.
@@ -68,10 +108,18 @@ public struct GenerationRequest: Sendable, Equatable {
     /// Classifier-free guidance scale, at most `maximumGuidanceScale`; 1 or less runs the model without guidance, as
     /// diffusers does.
     public var guidanceScale: Double
-    /// Seed of the initial noise.
+    /// Seed of the noise.
     public var seed: Seed
+    /// Whose random numbers the noise reproduces.
+    public var noise: NoiseSource
     /// The sampling algorithm.
     public var sampler: Sampler
+    /// Which noise levels its steps visit; nil is what the checkpoint says, else `uniform`.
+    public var schedule: SigmaSchedule?
+    /// How its timesteps are spaced; nil is what the checkpoint says, else the sampler's own way.
+    public var spacing: TimestepSpacing?
+    /// How much of the noise that is taken away at a step is replaced by fresh noise, 0 to 1; nil is the sampler's default.
+    public var eta: Double?
     /// How the prompts are read.
     public var promptSyntax: PromptSyntax
     /// Which layer of the text encoder conditions the picture: 1 is the one the model was trained with, 2 the one before it.
@@ -88,7 +136,11 @@ public struct GenerationRequest: Sendable, Equatable {
         steps: Int,
         guidanceScale: Double,
         seed: Seed,
+        noise: NoiseSource = .torch,
         sampler: Sampler = .ddim,
+        schedule: SigmaSchedule? = nil,
+        spacing: TimestepSpacing? = nil,
+        eta: Double? = nil,
         promptSyntax: PromptSyntax = .plain,
         clipSkip: Int = 1
     ) {
@@ -99,7 +151,11 @@ public struct GenerationRequest: Sendable, Equatable {
         self.steps = steps
         self.guidanceScale = guidanceScale
         self.seed = seed
+        self.noise = noise
         self.sampler = sampler
+        self.schedule = schedule
+        self.spacing = spacing
+        self.eta = eta
         self.promptSyntax = promptSyntax
         self.clipSkip = clipSkip
     }

@@ -141,6 +141,17 @@ extension UNet2DConditionModelConfiguration {
         var list = OperatorList(groups: normNumGroups)
         let latents = FeatureMap(batch: batch, height: height, width: width, channels: inChannels)
         list.add(.modelInput(count: latents.pixels * inChannels, copies: batch))
+        if let timeCondProjDim {
+            list.add(
+                .linear(
+                    rows: batch,
+                    inChannels: timeCondProjDim,
+                    outChannels: blockOutChannels[0],
+                    hasResidual: true,
+                    source: .activation
+                )
+            )
+        }
         for (input, output) in [(blockOutChannels[0], timeEmbeddingDim), (timeEmbeddingDim, timeEmbeddingDim)] {
             // The first of the two reads the timesteps as the host wrote them.
             let source: StorageRole = input == output ? .operand : .activation
@@ -202,7 +213,9 @@ extension UNet2DConditionModelConfiguration {
         }
         list.groupNorm(map, function: .silu)
         list.convolution(map, to: outChannels, source: .operand)
-        list.add(.guidedStep(count: latents.pixels * inChannels))
+        // With the sampler whose update is simplest.
+        list.add(.guidance(count: latents.pixels * outChannels))
+        list.add(.weightedSum(count: latents.pixels * outChannels, terms: 2))
         return list.calls
     }
 

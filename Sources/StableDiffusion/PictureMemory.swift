@@ -83,6 +83,8 @@ struct PicturePlan: Sendable, Equatable {
         let height: Int
         /// Tokens of each prompt.
         let tokens: [Int]
+        /// Latents, outputs and noise that the sampler keeps while the model runs.
+        let heldLatents: Int
     }
 
     let shape: Shape
@@ -134,21 +136,27 @@ extension StableDiffusionPipeline {
     }
 
     /// What a picture takes: a dry run of everything that depends on its size.
-    func need(_ request: GenerationRequest, bands: DecoderBands?) throws -> MemoryNeed {
+    ///
+    /// - Parameter heldLatents: What the sampler keeps, if not what the request's does.
+    func need(_ request: GenerationRequest, bands: DecoderBands?, heldLatents: Int? = nil) throws -> MemoryNeed {
         let (width, height) = (request.width, request.height)
         let scale = configuration.vae.scaleFactor
+        let heldLatents = try heldLatents ?? program(request).heldValues
         var need = try device.memoryNeed {
             // In the order of `TextToImageGeneration`.
-            let contexts = try promptEncoder(request).batches.map {
-                try unet.context(of: $0, height: height, width: width)
+            let contexts = try contexts(encode(request), request)
+            // The latents of the step and whatever else the sampler has not done with.
+            var held = try (0..<heldLatents).map { _ in
+                try Tensor(
+                    [1, height / scale, width / scale, configuration.vae.latentChannels],
+                    .float32,
+                    on: device
+                )
             }
-            let latents = try Tensor(
-                [1, height / scale, width / scale, configuration.unet.inChannels],
-                .float32,
-                on: device
-            )
-            let step = SchedulerStep(timestep: 0, modelInputScale: 1, sample: 1, modelOutput: 1, noise: 0)
-            try denoise(latents, step, contexts, guidance: request.usesGuidance ? 1 : nil)
+            let output = try predict(held[0], timestep: 0, inputScale: 1, contexts, for: request)
+            let latents = try Tensor.weightedSum([(1, held[0]), (1, output)])
+            withExtendedLifetime(output) {}
+            held = []
             let picture = try vae.decode(latents, bands: bands)
             // As `TextToImageGeneration.decode` reads it.
             _ = try picture.converted(to: .float32)
@@ -164,7 +172,8 @@ extension StableDiffusionPipeline {
         PicturePlan.Shape(
             width: request.width,
             height: request.height,
-            tokens: try promptEncoder.tokenCounts(request)
+            tokens: try promptEncoder.tokenCounts(request, usesGuidance: usesGuidance(request)),
+            heldLatents: try program(request).heldValues
         )
     }
 
@@ -195,7 +204,10 @@ extension StableDiffusionPipeline {
     }
 
     /// The largest size of a request's shape that fits, found by halving: a larger picture never takes less.
-    private func largestFitting(_ request: GenerationRequest, in available: Int) throws -> PictureMemory.Size? {
+    private func largestFitting(
+        _ request: GenerationRequest,
+        in available: Int
+    ) throws -> PictureMemory.Size? {
         let multiple = configuration.sizeMultiple
         let (longer, shorter) = (max(request.width, request.height), min(request.width, request.height))
         func size(_ count: Int) -> PictureMemory.Size {

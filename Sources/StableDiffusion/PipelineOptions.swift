@@ -35,8 +35,6 @@ public struct PipelineOptions: Sendable, Equatable {
     public var precision: Precision
     /// Device choice.
     public var device: DeviceOptions
-    /// Whose random numbers the initial noise reproduces.
-    public var noise: NoiseSource
     /// Directory of `.cl` files to use instead of the embedded ones, for work on kernels.
     public var kernelsDirectory: String?
     /// Directory for tuning results and built kernels; nil keeps none.
@@ -47,14 +45,12 @@ public struct PipelineOptions: Sendable, Equatable {
         modelPath: String,
         precision: Precision = .float16,
         device: DeviceOptions = DeviceOptions(),
-        noise: NoiseSource = .torch,
         kernelsDirectory: String? = nil,
         cacheDirectory: String? = nil
     ) {
         self.modelPath = modelPath
         self.precision = precision
         self.device = device
-        self.noise = noise
         self.kernelsDirectory = kernelsDirectory
         self.cacheDirectory = cacheDirectory
     }

@@ -1,4 +1,4 @@
-// The pipeline: tokenise -> encode -> denoise step by step -> decode (diffusers' StableDiffusionPipeline with DDIM). A generation is a value
+// The pipeline: tokenise -> encode -> denoise step by step -> decode (diffusers' StableDiffusionPipeline). A generation is a value
 // that is stepped from outside, so that progress, cancellation and sharing the device are the caller's business.
 
 public import Logging
@@ -13,7 +13,6 @@ public final class StableDiffusionPipeline: ImageGenerator {
     let unet: UNet2DConditionModel
     let vae: AutoencoderKL
     let configuration: ModelConfiguration
-    private let noise: NoiseSource
     /// Picture size that the pool's buffers are for.
     private var pooledSize: [Int] = []
     /// Ways to make the picture asked for last, and what each takes.
@@ -51,7 +50,6 @@ public final class StableDiffusionPipeline: ImageGenerator {
         try device.finish()
         device.releaseUnusedMemory()
 
-        noise = options.noise
         model = ModelDescription(
             name: path.split(separator: "/").last.map(String.init) ?? path,
             nativeSize: configuration.nativeSize,
@@ -82,44 +80,62 @@ public final class StableDiffusionPipeline: ImageGenerator {
         }
     }
 
-    /// The initial latents `[1, H, W, C]`, float32.
-    func initialLatents(_ request: GenerationRequest, sigma: Double) throws -> Tensor {
+    /// A request's prompts, encoded.
+    func encode(_ request: GenerationRequest) throws -> PromptEncoder.Output {
+        try promptEncoder(request, usesGuidance: usesGuidance(request))
+    }
+
+    /// What the UNet is told of a request's prompts: of all, or of each where they differ in length.
+    func contexts(_ prompts: PromptEncoder.Output, _ request: GenerationRequest) throws -> [UNetContext] {
+        try prompts.batches.map { try unet.context(of: $0, height: request.height, width: request.width) }
+    }
+
+    /// The next noise of a picture, times a deviation: `[1, H, W, C]`, float32.
+    func noise(_ generator: inout NoiseGenerator, for request: GenerationRequest, deviation: Double = 1) throws
+        -> Tensor
+    {
         let scale = configuration.vae.scaleFactor
-        let (height, width, channels) = (request.height / scale, request.width / scale, configuration.unet.inChannels)
-        let values = noise.latents(seed: request.seed, channels: channels, height: height, width: width)
+        let (height, width, channels) = (
+            request.height / scale, request.width / scale, configuration.vae.latentChannels
+        )
+        let values = generator.latents(channels: channels, height: height, width: width)
         return try device.tensor(
-            sigma == 1 ? values : values.map { $0 * Float(sigma) },
+            deviation == 1 ? values : values.map { $0 * Float(deviation) },
             shape: [1, height, width, channels],
             type: .float32
         )
     }
 
-    /// One step, in place.
+    /// Whether the model runs twice a step, as diffusers decides it: not for a scale of 1 or less, nor with a model that is told the scale.
+    func usesGuidance(_ request: GenerationRequest) -> Bool {
+        request.guidanceScale > 1 && configuration.unet.timeCondProjDim == nil
+    }
+
+    /// What the model makes of latents, after guidance: `[1, H, W, C]`, float32.
     ///
     /// - Parameters:
     ///   - latents: `[1, H, W, C]`, float32.
-    ///   - contexts: Of all prompts, or one for each where they differ in length.
-    ///   - guidance: The guidance scale; nil without guidance.
-    func denoise(
+    ///   - contexts: Of the prompt, or with guidance of the negative prompt and the prompt; see `contexts(_:_:)`.
+    func predict(
         _ latents: Tensor,
-        _ step: SchedulerStep,
+        timestep: Double,
+        inputScale: Double,
         _ contexts: [UNetContext],
-        guidance: Float?
-    ) throws {
-        let copies = (guidance == nil ? 1 : 2) / contexts.count
-        let input = try latents.modelInput(scale: Float(step.modelInputScale), copies: copies)
-        let outputs = try contexts.map { try unet(input, timestep: step.timestep, $0) }
+        for request: GenerationRequest
+    ) throws -> Tensor {
+        let usesGuidance = usesGuidance(request)
+        let copies = (usesGuidance ? 2 : 1) / contexts.count
+        let input = try latents.modelInput(scale: Float(inputScale), copies: copies)
+        let outputs = try contexts.map {
+            try unet(input, timestep: timestep, $0, guidanceScale: request.guidanceScale)
+        }
         let output = try outputs.dropFirst().reduce(outputs[0]) { try $0.appending($1) }
-        try latents.guidedStep(
-            output: output,
-            guidance: guidance,
-            sampleScale: Float(step.sample),
-            outputScale: Float(step.modelOutput)
-        )
+        return try usesGuidance
+            ? output.guided(scale: Float(request.guidanceScale)) : output.converted(to: .float32)
     }
 
-    /// The sampler's steps for a request, after its size and steps have been checked.
-    func scheduler(_ request: GenerationRequest) throws -> any Scheduler {
+    /// The sampler's steps for a request, after everything that can be checked without the device has been.
+    func program(_ request: GenerationRequest) throws -> SamplerProgram {
         let multiple = configuration.sizeMultiple
         for (field, value) in [("width", request.width), ("height", request.height)]
         where value < multiple || value % multiple != 0 {
@@ -134,13 +150,15 @@ public final class StableDiffusionPipeline: ImageGenerator {
                 reason: "\(request.guidanceScale) is more than \(GenerationRequest.maximumGuidanceScale)"
             )
         }
-        return try request.sampler.scheduler(configuration: configuration.scheduler, steps: request.steps)
+        return try SamplerSetup(
+            request.sampler,
+            configuration: configuration.scheduler,
+            steps: request.steps,
+            schedule: request.schedule,
+            spacing: request.spacing,
+            eta: request.eta
+        ).program()
     }
-}
-
-extension GenerationRequest {
-    /// Whether the model runs twice a step, as diffusers decides it.
-    var usesGuidance: Bool { guidanceScale > 1 }
 }
 
 extension TensorDevice {
@@ -177,44 +195,57 @@ extension ElementType {
 final class TextToImageGeneration: Generation {
     private let request: GenerationRequest
     private let pipeline: StableDiffusionPipeline
-    private let scheduler: any Scheduler
     private let contexts: [UNetContext]
     private let plan: PicturePlan
     private let truncatedPrompt: String?
-    /// `[1, H, W, C]`, float32.
-    private(set) var latents: Tensor
-    private(set) var completedSteps = 0
+    private var noise: NoiseGenerator
+    private var run: SamplerRun<Tensor>
+    let totalSteps: Int
 
-    var totalSteps: Int { scheduler.steps.count }
+    var completedSteps: Int { run.completedSteps }
+
+    /// `[1, H, W, C]`, float32; the next step goes on from what is put in their place.
+    var latents: Tensor {
+        get { run.latents }
+        set { run.latents = newValue }
+    }
 
     init(_ request: GenerationRequest, _ pipeline: StableDiffusionPipeline) throws {
         self.request = request
         self.pipeline = pipeline
-        scheduler = try pipeline.scheduler(request)
+        let program = try pipeline.program(request)
+        totalSteps = program.steps.count
         // Said now rather than after all the steps.
         plan = try pipeline.plan(for: request)
-        let prompts = try pipeline.promptEncoder(request)
+        let prompts = try pipeline.encode(request)
         truncatedPrompt = prompts.truncatedPrompt
-        contexts = try prompts.batches.map {
-            try pipeline.unet.context(of: $0, height: request.height, width: request.width)
-        }
-        latents = try pipeline.initialLatents(request, sigma: scheduler.initNoiseSigma)
+        contexts = try pipeline.contexts(prompts, request)
+        var noise = NoiseGenerator(request.noise, seed: request.seed)
+        run = SamplerRun(
+            program,
+            first: try pipeline.noise(&noise, for: request, deviation: program.initNoiseSigma)
+        )
+        self.noise = noise
     }
 
     func step() throws {
         precondition(completedSteps < totalSteps, "step beyond the last")
         try translatingDeviceErrors(releasing: pipeline.device) {
-            let step = scheduler.steps[completedSteps]
-            precondition(step.noise == 0, "DDIM without eta adds no noise")
-            try pipeline.denoise(
-                latents,
-                step,
-                contexts,
-                guidance: request.usesGuidance ? Float(request.guidanceScale) : nil
+            try run.step(
+                evaluate: { latents, evaluation, _ in
+                    try pipeline.predict(
+                        latents,
+                        timestep: evaluation.timestep,
+                        inputScale: evaluation.inputScale,
+                        contexts,
+                        for: request
+                    )
+                },
+                combine: { terms in try Tensor.weightedSum(terms.map { (Float($0.coefficient), $0.value) }) },
+                noise: { try pipeline.noise(&noise, for: request) }
             )
             try pipeline.device.finish()
         }
-        completedSteps += 1
     }
 
     func decode() throws -> GeneratedImage {

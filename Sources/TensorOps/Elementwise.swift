@@ -96,22 +96,42 @@ extension Tensor {
         return y
     }
 
-    /// Guidance and the sampler's update of the latents in one pass, in place:
-    /// x = sampleScale x + outputScale (u + guidance (c - u)).
+    /// What a model made of a batch with guidance: u + scale (c - u), allocated.
     ///
-    /// - Parameters:
-    ///   - output: The model's output, `[2, H, W, C]` with the unconditional half first, or `[1, H, W, C]` without guidance.
-    ///   - guidance: The guidance scale; nil without guidance.
-    public func guidedStep(output: Tensor, guidance: Float?, sampleScale: Float, outputScale: Float) throws {
-        precondition(elementType == .float32, "latents of \(elementType)")
-        precondition(output.count == count * (guidance == nil ? 1 : 2), "output \(output.shape) for latents \(shape)")
-        try device.kernel("guided_step", file: "elementwise.cl", arguments: 7).enqueue(
-            [
-                .buffer(output.buffer), .buffer(buffer), .int(guidance == nil ? 0 : 1), .float(guidance ?? 1),
-                .float(sampleScale), .float(outputScale), .ulong(count),
-            ],
-            global: [count],
+    /// `[2, ...]` with the unconditional half first, to `[1, ...]` float32.
+    public func guided(scale: Float) throws -> Tensor {
+        precondition(shape[0] == 2, "guidance of a batch of \(shape)")
+        let y = try Tensor([1] + shape.dropFirst(), .float32, on: device)
+        try device.kernel("guidance", file: "elementwise.cl", arguments: 4).enqueue(
+            [.buffer(buffer), .buffer(y.buffer), .float(scale), .ulong(y.count)],
+            global: [y.count],
             local: [device.tuning.elementwiseWorkGroup]
         )
+        return y
+    }
+
+    /// The sum of tensors of one shape, each multiplied by its factor; float32, allocated.
+    ///
+    /// - Parameter terms: At least one (traps), all float32.
+    public static func weightedSum(_ terms: [(factor: Float, tensor: Tensor)]) throws -> Tensor {
+        // As many as the kernel takes at a time; the sum of those is the first of the next.
+        let now = terms.prefix(4)
+        guard let first = now.first?.tensor else { preconditionFailure("a sum of nothing") }
+        precondition(
+            terms.allSatisfy { $0.tensor.elementType == .float32 && $0.tensor.shape == first.shape },
+            "a sum of \(terms.map { "\($0.tensor.elementType) \($0.tensor.shape)" })"
+        )
+        let y = try Tensor(first.shape, .float32, on: first.device)
+        // Places beyond the last term are filled with what the kernel will not read.
+        let padded = Array(now) + Array(repeating: (factor: Float(0), tensor: first), count: 4 - now.count)
+        let buffers = padded.map { KernelArgument.buffer($0.tensor.buffer) }
+        let factors = padded.map { KernelArgument.float($0.factor) }
+        try first.device.kernel("weighted_sum", file: "elementwise.cl", arguments: 11).enqueue(
+            buffers + factors + [.int(now.count), .buffer(y.buffer), .ulong(y.count)],
+            global: [y.count],
+            local: [first.device.tuning.elementwiseWorkGroup]
+        )
+        let rest = terms.dropFirst(now.count)
+        return rest.isEmpty ? y : try weightedSum([(factor: Float(1), tensor: y)] + Array(rest))
     }
 }

@@ -55,7 +55,7 @@ public final class OperatorBenchmark {
         case .linear: try prepareLinear(call)
         case .attention: try prepareAttention(call)
         case .groupNorm, .layerNorm: try prepareNorm(call)
-        case .concatenation, .modelInput, .guidedStep, .embedding, .rgb8: try preparePass(call)
+        case .concatenation, .modelInput, .guidance, .weightedSum, .embedding, .rgb8: try preparePass(call)
         }
     }
 
@@ -164,11 +164,14 @@ public final class OperatorBenchmark {
         case .modelInput(let count, let copies):
             let latents = try device.randomTensor([1, count], .float32)
             return { _ = try latents.modelInput(scale: 0.5, copies: copies) }
-        case .guidedStep(let count):
-            let latents = try device.randomTensor([1, count], .float32)
+        case .guidance(let count):
             let output = try tensor([2, count])
-            // Runs in place, again and again: a mean of both stays in range.
-            return { try latents.guidedStep(output: output, guidance: 1.5, sampleScale: 0.5, outputScale: 0.5) }
+            return { _ = try output.guided(scale: 1.5) }
+        case .weightedSum(let count, let terms):
+            let operands = try (0..<terms).map { _ in
+                (factor: Float(0.5), tensor: try device.randomTensor([1, count], .float32))
+            }
+            return { _ = try Tensor.weightedSum(operands) }
         case .embedding(let batch, let tokens, let channels, let vocabulary):
             let device = device
             let weights = try withWeightBits(vocabulary * channels) {

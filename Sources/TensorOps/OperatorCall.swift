@@ -45,8 +45,10 @@ public enum OperatorCall: Hashable, Sendable {
     case concatenation(rows: Int, channels: Int, otherChannels: Int)
     /// `Tensor.modelInput` of `[1, count]`.
     case modelInput(count: Int, copies: Int)
-    /// `Tensor.guidedStep` of `[1, count]` with guidance.
-    case guidedStep(count: Int)
+    /// `Tensor.guided` to `[1, count]`.
+    case guidance(count: Int)
+    /// `Tensor.weightedSum` of `terms` tensors `[1, count]`.
+    case weightedSum(count: Int, terms: Int)
     /// `TensorDevice.embedding` of `[batch, tokens]` ids.
     case embedding(batch: Int, tokens: Int, channels: Int, vocabulary: Int)
     /// `Tensor.rgb8` of `[1, height, width, 3]`; the bytes are read back.
@@ -65,7 +67,7 @@ extension OperatorCall {
         case .groupNorm: "group norm"
         case .layerNorm: "layer norm"
         case .concatenation: "concatenation"
-        case .modelInput, .guidedStep: "elementwise"
+        case .modelInput, .guidance, .weightedSum: "elementwise"
         case .embedding: "embedding"
         case .rgb8: "picture"
         }
@@ -99,7 +101,8 @@ extension OperatorCall {
         case .layerNorm(let rows, let channels): "\(rows), \(channels)"
         case .concatenation(let rows, let channels, let otherChannels): "\(rows), \(channels) + \(otherChannels)"
         case .modelInput(let count, let copies): "model input, \(copies)x\(count)"
-        case .guidedStep(let count): "guidance and step, \(count)"
+        case .guidance(let count): "guidance, \(count)"
+        case .weightedSum(let count, let terms): "sampler's update, \(terms)x\(count)"
         case .embedding(let batch, let tokens, let channels, _): "\(batch)x\(tokens), \(channels)"
         case .rgb8(let height, let width): "\(height)x\(width) RGB"
         }
@@ -142,7 +145,8 @@ extension OperatorCall {
         case .concatenation(let rows, let channels, let otherChannels):
             ["rows": rows, "channels": channels, "other_channels": otherChannels]
         case .modelInput(let count, let copies): ["count": count, "copies": copies]
-        case .guidedStep(let count): ["count": count]
+        case .guidance(let count): ["count": count]
+        case .weightedSum(let count, let terms): ["count": count, "terms": terms]
         case .embedding(let batch, let tokens, let channels, let vocabulary):
             ["batch": batch, "tokens": tokens, "channels": channels, "vocabulary": vocabulary]
         case .rgb8(let height, let width): ["height": height, "width": width]
@@ -219,7 +223,8 @@ extension OperatorCall {
         case .concatenation(let rows, let channels, let otherChannels):
             bytes = 2 * rows * (channels + otherChannels) * activation
         case .modelInput(let count, let copies): bytes = count * (4 + copies * activation)
-        case .guidedStep(let count): bytes = count * (8 + 2 * activation)
+        case .guidance(let count): bytes = count * (4 + 2 * activation)
+        case .weightedSum(let count, let terms): bytes = count * 4 * (terms + 1)
         case .embedding(let batch, let tokens, let channels, _):
             let perElement = device.weightType.byteCount + 4 + activation
             bytes = batch * tokens * channels * perElement

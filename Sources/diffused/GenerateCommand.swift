@@ -29,8 +29,28 @@ struct GenerateCommand: ParsableCommand {
     @Option(parsing: .unconditional, help: "Guidance scale; 1 or less is no guidance.")
     var scale: Double?
 
-    @Option(help: "Sampling algorithm.")
-    var sampler: Sampler?
+    @Option(
+        help: """
+            Sampling algorithm: \(Sampler.allCases.map(\.rawValue).joined(separator: ", ")), or another program's name, such \
+            as "DPM++ 2M Karras".
+            """
+    )
+    var sampler: SamplerName?
+
+    @Option(help: "Which noise levels the steps visit; auto is what the checkpoint says.")
+    var schedule: ScheduleArgument?
+
+    @Option(help: "How timesteps are spaced. Default: as the checkpoint says.")
+    var spacing: TimestepSpacing?
+
+    @Option(
+        parsing: .unconditional,
+        help: "Share of the noise taken away at a step that fresh noise replaces, 0 to 1, for samplers that add noise."
+    )
+    var eta: Double?
+
+    @Option(help: "Whose random numbers the seed means.")
+    var rng: NoiseSource?
 
     @Option(help: "Width in pixels, a multiple of 8.")
     var width: Int?
@@ -56,6 +76,17 @@ struct GenerateCommand: ParsableCommand {
             )
         }
 
+        let sampling = configuration.sampling
+        let sampler = sampler?.sampler ?? sampling.sampler
+        let schedule = schedule.map(\.schedule) ?? self.sampler?.schedule ?? sampling.schedule(for: sampler)
+
+        let spacing = spacing ?? sampling.spacing(for: sampler)
+        do {
+            try sampler.check(schedule: schedule, spacing: spacing, eta: eta)
+        } catch {
+            throw UsageError(description: "--\(error)")
+        }
+
         let logger = makeLogger(configuration)
         let generator = try StableDiffusionPipeline(configuration.pipelineOptions, logger: logger)
         let native = generator.model.nativeSize
@@ -67,7 +98,11 @@ struct GenerateCommand: ParsableCommand {
             steps: steps,
             guidanceScale: scale,
             seed: seed?.seed ?? .random(),
-            sampler: sampler ?? configuration.sampling.sampler
+            noise: rng ?? sampling.noise,
+            sampler: sampler,
+            schedule: schedule,
+            spacing: spacing,
+            eta: eta
         )
 
         let generation = try generator.prepare(request)

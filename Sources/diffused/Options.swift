@@ -6,7 +6,32 @@ internal import Serving
 public import StableDiffusion
 
 extension Precision: ExpressibleByArgument {}
-extension Sampler: ExpressibleByArgument {}
+extension TimestepSpacing: ExpressibleByArgument {}
+extension NoiseSource: ExpressibleByArgument {}
+
+extension SamplerName: ExpressibleByArgument {
+    /// Reads any name of a sampler.
+    public init?(argument: String) {
+        self.init(argument)
+    }
+}
+
+/// A schedule, or the word for the checkpoint's own.
+struct ScheduleArgument: ExpressibleByArgument {
+    let schedule: SigmaSchedule?
+
+    init?(argument: String) {
+        if argument.lowercased() == "auto" {
+            schedule = nil
+        } else if let named = SigmaSchedule(name: argument) {
+            schedule = named
+        } else {
+            return nil
+        }
+    }
+
+    static var allValueStrings: [String] { ["auto"] + SigmaSchedule.allCases.map(\.rawValue) }
+}
 
 /// A 64-bit seed, signed or unsigned.
 struct SeedArgument: ExpressibleByArgument {

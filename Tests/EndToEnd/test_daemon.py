@@ -90,6 +90,8 @@ class Serving(unittest.TestCase):
             {"negative_prompt": "blue"},
             {"width": 72, "height": 40},
             {"sampler": "ddim"},
+            {"sampler": "DPM++ 2M SDE Karras", "eta": 0.5, "rng": "cuda"},
+            {"sampler": "euler_a", "spacing": "trailing"},
             {"steps": 1},
         ):
             with self.subTest(**parameters):
@@ -122,6 +124,9 @@ class Serving(unittest.TestCase):
             "width": [0, 7, 65, -64, 1_000_000, "wide"],
             "height": [0, 63, 10**18],
             "sampler": ["nonsense", 5],
+            "schedule": ["nonsense", 5, "karras"],
+            "eta": [-1, 2, "much"],
+            "rng": ["dice"],
             "negative_prompt": [5],
         }.items():
             for value in values:

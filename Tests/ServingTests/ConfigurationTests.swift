@@ -34,7 +34,7 @@ private let topLevelKeys =
             image: {width: 768, height: auto}
             precision: bfloat16
             device: {platform: "NVIDIA", index: 1, gemm: clblast}
-            sampling: {sampler: ddim, steps: 20, scale: -1.5e1, rng: torch}
+            sampling: {sampler: DPM++ 2M Karras, spacing: trailing, steps: 20, scale: -1.5e1, rng: cuda}
             queue: {capacity: 3}
             storage: {directory: /srv/pictures}
             kernels: {directory: Kernels}
@@ -49,6 +49,10 @@ private let topLevelKeys =
         expected.image = .init(width: 768, height: nil)
         expected.precision = .bfloat16
         expected.device = DeviceOptions(platform: "NVIDIA", index: 1, gemm: .clblast)
+        expected.sampling.sampler = .dpmpp2M
+        expected.sampling.schedule = .karras
+        expected.sampling.spacing = .trailing
+        expected.sampling.noise = .cuda
         expected.sampling.steps = 20
         expected.sampling.scale = -15
         expected.queue.capacity = 3
@@ -120,6 +124,24 @@ private let topLevelKeys =
             "device: {gemm: cublas}",
             "1:16: device.gemm: found cublas, allowed is auto, clblast, builtin; did you mean clblast?"
         ),
+        (
+            "sampling: {sampler: ddmi}",
+            "1:21: sampling.sampler: found ddmi, allowed is ddim, pndm, euler, euler_a, heun, dpm2, dpm2_a, lms, dpmpp_2m, "
+                + "dpmpp_2m_sde, dpmpp_sde, dpmpp_2s_a, unipc, deis, lcm, tcd; did you mean ddim?"
+        ),
+        (
+            "sampling: {schedule: karas}",
+            "1:22: sampling.schedule: found karas, allowed is auto, uniform, karras, exponential, beta; did you mean karras?"
+        ),
+        (
+            "sampling: {schedule: karras}",
+            "1:22: sampling.schedule: found karras, allowed is a schedule that ddim has (uniform)"
+        ),
+        (
+            "sampling: {sampler: pndm_beta}",
+            "1:21: sampling.sampler: found pndm_beta, allowed is a schedule that pndm has (uniform)"
+        ),
+        ("sampling: {rng: gpu}", "1:17: sampling.rng: found gpu, allowed is torch, cuda, tensorflow, numpy"),
         ("sampling: {scale: .nan}", "1:19: sampling.scale: found .nan, allowed is a number of at most 10000"),
         ("sampling: {scale: nan}", "1:19: sampling.scale: found nan, allowed is a number of at most 10000"),
         ("sampling: {scale: 1e300}", "1:19: sampling.scale: found 1e300, allowed is a number of at most 10000"),

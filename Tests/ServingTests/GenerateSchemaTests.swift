@@ -15,6 +15,11 @@ private func decode(
     return try GenerateSchema(configuration: configuration, nativeSize: 512).decode(Array(body.utf8))
 }
 
+private let samplerNames = """
+    'ddim', 'pndm', 'euler', 'euler_a', 'heun', 'dpm2', 'dpm2_a', 'lms', 'dpmpp_2m', 'dpmpp_2m_sde', 'dpmpp_sde', \
+    'dpmpp_2s_a', 'unipc', 'deis', 'lcm' or 'tcd'
+    """
+
 @Suite struct GenerateSchemaTests {
     @Test func defaultsComeFromConfigurationAndModel() throws {
         let request = try decode("{\"prompt\": \"a cat\"}") { $0.image.height = 768 }
@@ -39,7 +44,8 @@ private func decode(
         let request = try decode(
             """
             {"prompt": "a", "negative_prompt": "b", "width": 136, "height": "72", "steps": 7.0, "scale": "2.5",
-             "seed": -9223372036854775808, "sampler": "ddim", "batch_size": "ignored"}
+             "seed": -9223372036854775808, "sampler": "euler_a", "schedule": "karras", "spacing": "leading", "eta": "0.5",
+             "rng": "numpy", "batch_size": "ignored"}
             """
         )
         let expected = GenerationRequest(
@@ -50,16 +56,65 @@ private func decode(
             steps: 7,
             guidanceScale: 2.5,
             seed: Seed(Int64.min),
-            sampler: .ddim
+            noise: .numpy,
+            sampler: .eulerAncestral,
+            schedule: .karras,
+            spacing: .leading,
+            eta: 0.5
         )
         #expect(request == expected)
+    }
+
+    @Test(
+        arguments: [
+            ("\"sampler\": \"DPM++ 2M Karras\"", Sampler.dpmpp2M, SigmaSchedule.karras),
+            ("\"sampler\": \"k_euler_a\"", .eulerAncestral, nil),
+            ("\"sampler\": \"dpmpp_2m_karras\", \"schedule\": \"exponential\"", .dpmpp2M, .exponential),
+            ("\"sampler\": \"dpmpp_2m_karras\", \"schedule\": \"auto\"", .dpmpp2M, nil),
+            ("\"sampler\": \"euler\", \"schedule\": \"Beta\"", .euler, .beta),
+            ("\"sampler\": null, \"schedule\": null", .ddim, nil),
+        ] as [(String, Sampler, SigmaSchedule?)]
+    )
+    func samplersByAnyName(fields: String, sampler: Sampler, schedule: SigmaSchedule?) throws {
+        let request = try decode("{\"prompt\": \"a\", \(fields)}")
+        #expect(request.sampler == sampler && request.schedule == schedule)
+    }
+
+    /// What the configuration sets is for those samplers that have it.
+    @Test func theConfiguredScheduleIsForSamplersThatHaveIt() throws {
+        func decodeConfigured(_ fields: String) throws -> GenerationRequest {
+            try decode("{\"prompt\": \"a\"\(fields)}") {
+                $0.sampling.sampler = .dpmpp2M
+                $0.sampling.schedule = .karras
+                $0.sampling.spacing = .trailing
+                $0.sampling.noise = .cuda
+            }
+        }
+        let configured = try decodeConfigured("")
+        #expect(configured.sampler == .dpmpp2M && configured.schedule == .karras && configured.spacing == .trailing)
+        #expect(configured.noise == .cuda)
+        #expect(try decodeConfigured(", \"sampler\": \"euler\"").schedule == .karras)
+        let ddim = try decodeConfigured(", \"sampler\": \"ddim\"")
+        #expect(ddim.schedule == nil && ddim.spacing == .trailing)
+        #expect(try decodeConfigured(", \"sampler\": \"lcm\"").spacing == nil)
+    }
+
+    @Test(arguments: [
+        ("\"sampler\": \"ddim\", \"schedule\": \"karras\"", "schedule"), ("\"sampler\": \"ddim_karras\"", "schedule"),
+        ("\"sampler\": \"lcm\", \"spacing\": \"trailing\"", "spacing"), ("\"sampler\": \"euler\", \"eta\": 0.5", "eta"),
+    ])
+    func whatASamplerCannotDoIsSaidBeforeItWaits(fields: String, field: String) throws {
+        let error = try #require(throws: RequestProblems.self) { try decode("{\"prompt\": \"a\", \(fields)}") }
+        #expect(error.problems.map(\.type) == ["value_error"])
+        #expect(error.problems[0].location == [.name("body"), .name(field)])
+        #expect(error.problems[0].message.contains("possible with") || field != "schedule")
     }
 
     @Test func nullIsAbsent() throws {
         let request = try decode(
             """
             {"prompt": "a", "negative_prompt": null, "width": null, "height": null, "steps": null, "scale": null,
-             "seed": null, "sampler": null}
+             "seed": null, "sampler": null, "schedule": null, "spacing": null, "eta": null, "rng": null}
             """
         )
         #expect(request.steps == 50)
@@ -119,8 +174,20 @@ private func decode(
             "\"seed\": -9223372036854775809", "seed", "greater_than_equal",
             "Input should be greater than or equal to -9223372036854775808"
         ),
-        ("\"sampler\": \"foo\"", "sampler", "enum", "Input should be 'ddim'"),
-        ("\"sampler\": 1", "sampler", "enum", "Input should be 'ddim'"),
+        ("\"sampler\": \"foo\"", "sampler", "enum", "Input should be \(samplerNames)"),
+        ("\"sampler\": 1", "sampler", "enum", "Input should be \(samplerNames)"),
+        (
+            "\"schedule\": \"polyexponential\"", "schedule", "enum",
+            "Input should be 'auto', 'uniform', 'karras', 'exponential' or 'beta'"
+        ),
+        ("\"spacing\": \"even\"", "spacing", "enum", "Input should be 'leading', 'trailing' or 'linspace'"),
+        ("\"rng\": \"mine\"", "rng", "enum", "Input should be 'torch', 'cuda', 'tensorflow' or 'numpy'"),
+        ("\"eta\": 1.5", "eta", "less_than_equal", "Input should be less than or equal to 1"),
+        ("\"eta\": -0.5", "eta", "greater_than_equal", "Input should be greater than or equal to 0"),
+        (
+            "\"eta\": \"a\"", "eta", "float_parsing",
+            "Input should be a valid number, unable to parse string as a number"
+        ),
         ("\"negative_prompt\": 1", "negative_prompt", "string_type", "Input should be a valid string"),
     ])
     func problems(field: String, name: String, type: String, message: String) throws {

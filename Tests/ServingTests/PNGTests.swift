@@ -93,6 +93,16 @@ private func request(_ prompt: String, negative: String = "", seed: Seed = Seed(
                 Version: diffused \(softwareVersion)
                 """
         )
+        var sampled = request("a")
+        (sampled.sampler, sampled.schedule, sampled.eta, sampled.noise) = (.dpmpp2MSDE, .karras, 0.5, .cuda)
+        sampled.spacing = .trailing
+        #expect(
+            ParametersText.text(for: sampled, model: model) == """
+                a
+                Steps: 20, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 7, Seed: -5, Size: 136x72, Model: sd15, RNG: NV, \
+                Eta: 0.5, Timestep spacing: trailing, Version: diffused \(softwareVersion)
+                """
+        )
         let odd = ModelDescription(name: "a, b: c", nativeSize: 64, precision: .float32, deviceName: "d")
         let text = ParametersText.text(for: request("", seed: Seed(UInt64.max)), model: odd)
         #expect(text.hasPrefix("\nSteps: 20, "))

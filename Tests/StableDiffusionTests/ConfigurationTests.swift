@@ -78,7 +78,7 @@ import Testing
     @Test(arguments: [
         ("class_embed_type", JSONValue.string("timestep")), ("addition_embed_type", .string("text_image")),
         ("encoder_hid_dim_type", .string("text_proj")), ("encoder_hid_dim", .init(768)),
-        ("resnet_time_scale_shift", .string("scale_shift")), ("time_cond_proj_dim", .init(256)),
+        ("resnet_time_scale_shift", .string("scale_shift")), ("time_cond_proj_dim", .init(3)),
         ("conv_in_kernel", .init(1)), ("conv_out_kernel", .init(1)), ("dual_cross_attention", .bool(true)),
         ("only_cross_attention", .bool(true)), ("center_input_sample", .bool(true)), ("act_fn", .string("gelu")),
         ("only_cross_attention", .array([.bool(false), .bool(true), .bool(false), .bool(false)])),

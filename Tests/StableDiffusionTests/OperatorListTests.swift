@@ -61,7 +61,7 @@ import Testing
         ("conv 3x3", 46), ("conv 3x3 stride 2", 3), ("conv 3x3 upsampled", 3), ("conv 1x1", 14), ("group norm", 61),
         ("layer norm", 48), ("self-attention", 16), ("cross-attention", 16), ("linear GEGLU", 16),
         ("concatenation", 12),
-        ("elementwise", 2),
+        ("elementwise", 3),
     ])
     func callsOfAStep(kind: String, count: Int) {
         #expect(Self.step.filter { $0.kind == kind }.count == count)

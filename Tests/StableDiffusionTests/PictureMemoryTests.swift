@@ -83,6 +83,24 @@ struct PictureMemoryTests {
         }
     }
 
+    /// Samplers that keep earlier samples, outputs and noise.
+    @Test(arguments: [Sampler.lms, .unipc, .dpmppSDE])
+    func whatASamplerKeepsIsCounted(_ sampler: Sampler) throws {
+        let pipeline = try pipeline()
+        var request = request(256, 256)
+        (request.sampler, request.steps) = (sampler, 5)
+        pipeline.device.releaseUnusedMemory()
+        let generation = try pipeline.prepare(request)
+        while generation.completedSteps < generation.totalSteps { try generation.step() }
+        let held = try pipeline.program(request).heldValues
+        #expect(held >= 3)
+        let need = try pipeline.need(request, bands: nil)
+        #expect(pipeline.device.highWaterBytes <= need.peakBytes)
+        // Far more than any sampler keeps, so that they outweigh the decoding.
+        let many = try pipeline.need(request, bands: nil, heldLatents: 10_000)
+        #expect(many.peakBytes >= 10_000 * 32 * 32 * 4 * 4)
+    }
+
     @Test func aDryRunAllocatesNothingAndChangesNothing() throws {
         let pipeline = try pipeline()
         let picture = try draw(request(64, 64), with: pipeline)

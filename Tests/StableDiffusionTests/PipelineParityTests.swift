@@ -68,9 +68,11 @@ private struct Recording {
             height: try #require(description["height"]?.integerValue),
             steps: try #require(description["steps"]?.integerValue),
             guidanceScale: try #require(description["scale"]?.doubleValue),
-            seed: try #require(Int64(seed).map { Seed($0) } ?? UInt64(seed).map { Seed($0) })
+            seed: try #require(Int64(seed).map { Seed($0) } ?? UInt64(seed).map { Seed($0) }),
+            sampler: description["sampler"]?.stringValue.flatMap { SamplerName($0)?.sampler } ?? .ddim,
+            schedule: description["schedule"]?.stringValue.flatMap { SigmaSchedule(rawValue: $0) }
         )
-        bfloat16Difference = try #require(description["bfloat16_difference"]?.doubleValue)
+        bfloat16Difference = description["bfloat16_difference"]?.doubleValue ?? 0
         let values = try #require(description["values"]?.arrayValue)
         entries = Dictionary(
             values.map { ($0["name"]?.stringValue ?? "", $0) },
@@ -127,15 +129,19 @@ struct PipelineParityTests {
         let request = recording.request
         let bound = ParityBound(item.precision)
 
-        let prompts = try #require(pipeline.promptEncoder(request).batches.first)
+        let prompts = try #require(pipeline.encode(request).batches.first)
         try recording.expect("text_encoder.output", prompts.hiddenStates.floats(), nmse: bound.layer)
         if let pooled = prompts.pooled {
             try recording.expect("text_encoder.pooled", pooled.floats(), nmse: bound.layer)
         }
 
-        let step = try #require(try pipeline.scheduler(request).steps.first)
-        let latents = try pipeline.initialLatents(request, sigma: 1)
-        let input = try latents.modelInput(scale: 1, copies: request.usesGuidance ? 2 : 1)
+        let step = try #require(try pipeline.program(request).evaluations.first)
+        var noise = NoiseGenerator(request.noise, seed: request.seed)
+        let latents = try pipeline.noise(&noise, for: request)
+        let input = try latents.modelInput(
+            scale: Float(step.inputScale),
+            copies: pipeline.usesGuidance(request) ? 2 : 1
+        )
         let context = try pipeline.unet.context(of: prompts, height: request.height, width: request.width)
         let output = try pipeline.unet(input, timestep: step.timestep, context) { name, tensor in
             try recording.expect("unet." + name, tensor.floats(), nmse: bound.layer)
@@ -164,8 +170,30 @@ struct PipelineParityTests {
     )
     func everyStepAndThePictureMatchDiffusers(_ item: ParityCase) throws {
         let checkpoint = try RandomCheckpoint.shared(item.model)
-        let pipeline = try load(item, checkpoint)
         let recording = try Recording(checkpoint.fixture, model: item.model, run: item.run)
+        try expectPicture(of: recording, item, checkpoint)
+    }
+
+    /// Pictures by other samplers (scripts/fixtures/sampled.py): with two evaluations a step, with noise, with v-prediction, in σ and in ᾱ, and
+    /// of a model that is told the guidance scale.
+    @Test(
+        arguments: (0...6).map { ($0, Precision.float32) } + [(0, .float16)]
+    )
+    func everySamplersPictureMatchesDiffusers(_ run: Int, _ precision: Precision) throws {
+        let fixture = try Fixture.json("models/sampled.json")
+        let description = try #require(fixture["runs"]?.arrayValue?[run])
+        let model = try #require(description["model"]?.stringValue)
+        let checkpoint = try description["unet"].map { try RandomCheckpoint(model, unet: $0) } ?? .shared(model)
+        let recording = try Recording(fixture, model: "sampled", run: run)
+        try expectPicture(
+            of: recording,
+            ParityCase(model: model, run: run, precision: precision),
+            checkpoint
+        )
+    }
+
+    private func expectPicture(of recording: Recording, _ item: ParityCase, _ checkpoint: RandomCheckpoint) throws {
+        let pipeline = try load(item, checkpoint)
         let bound = ParityBound(item.precision)
 
         let generation = try #require(try pipeline.prepare(recording.request) as? TextToImageGeneration)
@@ -185,7 +213,7 @@ struct PipelineParityTests {
         let item = ParityCase(model: "sd1", run: 0, precision: .float16)
         let checkpoint = try RandomCheckpoint(item.model, storage: .float16)
         let recording = try Recording(checkpoint.fixture, model: item.model, run: item.run)
-        let prompts = try #require(load(item, checkpoint).promptEncoder(recording.request).batches.first)
+        let prompts = try #require(load(item, checkpoint).encode(recording.request).batches.first)
         try recording.expect(
             "text_encoder.output",
             prompts.hiddenStates.floats(),

@@ -47,8 +47,7 @@ struct PipelineTests {
         try generation.step()
         let latents = generation.latents
         let values = [Float](repeating: 0, count: latents.count - 1) + [.nan]
-        let output = try pipeline.device.tensor(values, shape: latents.shape)
-        try latents.guidedStep(output: output, guidance: nil, sampleScale: 1, outputScale: 1)
+        generation.latents = try pipeline.device.tensor(values, shape: latents.shape, type: .float32)
         let error = try #require(throws: GenerationError.self) { try generation.decode() }
         guard case .nonFinite = error else {
             Issue.record("\(error)")

@@ -117,7 +117,7 @@ struct PromptEncoderTests {
             var request = request(try #require(item["prompt"]?.stringValue))
             request.guidanceScale = 1
             request.clipSkip = try #require(item["clip_skip"]?.integerValue)
-            let encoded = try #require(pipeline.promptEncoder(request).batches.first)
+            let encoded = try #require(pipeline.encode(request).batches.first)
             #expect(encoded.hiddenStates.shape == item["shape"]?.integers)
             let stride = try #require(item["stride"]?.integerValue)
             let values = try encoded.hiddenStates.floats()
@@ -143,9 +143,9 @@ struct PromptEncoderTests {
     @Test func anOrdinaryPromptIsTheSameInBothSyntaxes() throws {
         let pipeline = try pipeline("sd1")
         var request = request("a red circle, small", negative: "blurry")
-        let weighted = try pipeline.promptEncoder(request).batches.map { try $0.hiddenStates.floats() }
+        let weighted = try pipeline.encode(request).batches.map { try $0.hiddenStates.floats() }
         request.promptSyntax = .plain
-        #expect(try pipeline.promptEncoder(request).batches.map { try $0.hiddenStates.floats() } == weighted)
+        #expect(try pipeline.encode(request).batches.map { try $0.hiddenStates.floats() } == weighted)
     }
 
     /// A prompt longer than its negative is another batch; where both are long the batch is one, and both ways agree.
@@ -153,11 +153,11 @@ struct PromptEncoderTests {
         let pipeline = try pipeline("xl")
         let long = "a red circle BREAK on a blue background"
         var longer = request(long, negative: "blurry")
-        let apart = try pipeline.promptEncoder(longer)
+        let apart = try pipeline.encode(longer)
         #expect(apart.batches.map { $0.hiddenStates.shape } == [[1, 77, 56], [1, 154, 56]])
-        #expect(try pipeline.promptEncoder.tokenCounts(longer) == [154, 77])
+        #expect(try pipeline.promptEncoder.tokenCounts(longer, usesGuidance: true) == [154, 77])
         longer.negativePrompt = "blurry BREAK dark"
-        let together = try pipeline.promptEncoder(longer)
+        let together = try pipeline.encode(longer)
         #expect(together.batches.map { $0.hiddenStates.shape } == [[2, 154, 56]])
 
         let values = HostTensor.random([1, 8, 8, 4], seed: 5).values
@@ -195,9 +195,9 @@ struct PromptEncoderTests {
         for (skip, allowed) in [(1, true), (2, true), (3, false), (0, false), (.max, false)] {
             request.clipSkip = skip
             if allowed {
-                #expect(throws: Never.self) { try pipeline.promptEncoder(request) }
+                #expect(throws: Never.self) { try pipeline.encode(request) }
             } else {
-                let error = #expect(throws: GenerationError.self) { try pipeline.promptEncoder(request) }
+                let error = #expect(throws: GenerationError.self) { try pipeline.encode(request) }
                 #expect(error?.description.contains("1 to 2") ?? false)
             }
         }

@@ -46,9 +46,9 @@ struct SchedulerCase: CustomTestStringConvertible, Sendable {
         #expect(cases.count > 80)
         for item in cases {
             let configuration = try configuration(item.config)
-            let scheduler = try DDIMScheduler(configuration: configuration, steps: item.steps)
-            #expect(scheduler.steps.map { Int($0.timestep) } == item.timesteps, "\(item.testDescription)")
-            #expect(scheduler.steps.allSatisfy { $0.modelInputScale == 1 && $0.noise == 0 })
+            let program = try SamplerSetup(.ddim, configuration: configuration, steps: item.steps).program()
+            #expect(program.evaluations.map { Int($0.timestep) } == item.timesteps, "\(item.testDescription)")
+            #expect(program.steps.allSatisfy { $0.count == 1 && $0[0].inputScale == 1 && $0[0].results.count == 1 })
 
             // Bit for bit, except that PyTorch's vectorised square root, which only the rescaling uses on a whole
             // schedule, is up to one unit off the nearest float.
@@ -60,19 +60,26 @@ struct SchedulerCase: CustomTestStringConvertible, Sendable {
                 #expect(abs(alphas[index] - expected) <= tolerance, "timestep \(index) of \(item.testDescription)")
             }
 
-            var sample = first
+            var run = SamplerRun(program, first: first)
             var expected = item.trajectory[...]
-            for (index, step) in scheduler.steps.enumerated() {
-                for position in sample.indices {
-                    let output = sin(0.1 * Double(index) + 0.7 * Double(position))
-                    sample[position] = step.sample * sample[position] + step.modelOutput * output
-                }
+            for index in program.steps.indices {
+                run.step(
+                    evaluate: { sample, _, _ in
+                        sample.indices.map { sin(0.1 * Double(index) + 0.7 * Double($0)) }
+                    },
+                    combine: weightedSum,
+                    noise: {
+                        Issue.record("DDIM without eta draws no noise")
+                        return first
+                    }
+                )
                 guard let next = expected.first, next["step"]?.integerValue == index else { continue }
                 expected.removeFirst()
                 let reference = next["sample"]?.doubles ?? []
                 // diffusers rounds the square roots of each step to 32 bits, which adds up over the steps.
                 let tolerance = 1e-6 + 6e-8 * Double(item.steps)
                 let scale = reference.map { abs($0) }.max() ?? 0
+                let sample = run.latents
                 let error = zip(sample, reference).map { abs($0 - $1) }.max() ?? .infinity
                 #expect(error <= tolerance * scale, "step \(index) of \(item.testDescription): \(sample), \(reference)")
             }
@@ -81,14 +88,17 @@ struct SchedulerCase: CustomTestStringConvertible, Sendable {
     }
 
     @Test func spacesExactlyAsManyStepsAsAskedFor() throws {
-        for spacing in SchedulerConfiguration.TimestepSpacing.allCases {
-            for count in 1...1000 {
-                var configuration = SchedulerConfiguration()
-                configuration.timestepSpacing = spacing
-                let timesteps = try DDIMScheduler(configuration: configuration, steps: count).steps.map(\.timestep)
-                #expect(timesteps.count == count)
-                #expect(timesteps.allSatisfy { 0..<1000 ~= $0 }, "\(spacing), \(count) steps")
-                #expect(zip(timesteps, timesteps.dropFirst()).allSatisfy { $0 >= $1 }, "\(spacing), \(count) steps")
+        for spacing in TimestepSpacing.allCases {
+            for count in Array(1...60) + Array(stride(from: 61, through: 1000, by: 13)) + [999, 1000] {
+                for timesteps in [
+                    spacing.timesteps(count, of: 1000, offset: 1, isRounded: true),
+                    spacing.timesteps(count, of: 1000, offset: 1, isRounded: false),
+                    spacing.multistepTimesteps(count, of: 1000, offset: 1),
+                ] {
+                    #expect(timesteps.count == count)
+                    #expect(timesteps.allSatisfy { 0..<1000 ~= $0 }, "\(spacing), \(count) steps")
+                    #expect(zip(timesteps, timesteps.dropFirst()).allSatisfy { $0 >= $1 }, "\(spacing), \(count) steps")
+                }
             }
         }
     }
@@ -96,13 +106,21 @@ struct SchedulerCase: CustomTestStringConvertible, Sendable {
     @Test(arguments: [0, -1, 1001, Int.max, Int.min])
     func refusesNumbersOfStepsTheModelHasNoRoomFor(steps: Int) {
         #expect(throws: GenerationError.self) {
-            try DDIMScheduler(configuration: SchedulerConfiguration(), steps: steps)
+            try SamplerSetup(.ddim, configuration: SchedulerConfiguration(), steps: steps)
         }
+    }
+
+    /// diffusers writes the default of DPM-Solver's limit as Python prints it.
+    @Test func readsFilesWithPythonsInfinity() throws {
+        let directory = try TemporaryDirectory()
+        try directory.write("{\"lambda_min_clipped\": -Infinity, \"use_karras_sigmas\": true}", to: "s.json")
+        let read = try SchedulerConfiguration(file: ConfigurationFile(path: directory.path + "/s.json"))
+        #expect(read.schedule == .karras)
     }
 
     @Test func correctsOldFilesAsTheStableDiffusionPipelineDoes() throws {
         let old = try configuration(["steps_offset": 0, "clip_sample": .bool(true)])
-        #expect(try DDIMScheduler(configuration: old, steps: 50).steps.first?.timestep == 981)
+        #expect(try SamplerSetup(.ddim, configuration: old, steps: 50).program().evaluations.first?.timestep == 981)
     }
 
     @Test func takesTheScheduleFromFilesOfOtherSchedulers() throws {
@@ -112,7 +130,7 @@ struct SchedulerCase: CustomTestStringConvertible, Sendable {
             "set_alpha_to_one": .bool(false), "steps_offset": 1,
         ])
         #expect(pndm.betaSchedule == .scaledLinear)
-        #expect(!pndm.setAlphaToOne)
+        #expect(pndm.setAlphaToOne == false)
         #expect(pndm.predictionType == .epsilon)
         #expect(pndm.timestepSpacing == nil)
     }
@@ -129,6 +147,13 @@ struct SchedulerCase: CustomTestStringConvertible, Sendable {
             (["rescale_betas_zero_snr": true], "prediction_type"),
             (["beta_start": 0, "prediction_type": "sample"], "prediction_type"),
             (["beta_end": 2], "beta_end"),
+            (["use_lu_lambdas": true], "use_lu_lambdas"),
+            (["interpolation_type": "log_linear"], "interpolation_type"),
+            (["timestep_type": "continuous"], "timestep_type"),
+            (["final_sigmas_type": "half"], "final_sigmas_type"),
+            (["use_karras_sigmas": true, "use_beta_sigmas": true], "use_beta_sigmas"),
+            (["lambda_min_clipped": -5.1], "lambda_min_clipped"),
+            (["original_inference_steps": 0], "original_inference_steps"),
         ] as [(JSONObject, String)]
     )
     func refusesWhatItDoesNotCompute(values: JSONObject, key: String) throws {

@@ -43,12 +43,19 @@ package final class RandomCheckpoint: Sendable {
 
     /// Builds the model of a fixture.
     ///
-    /// - Parameter name: Such as `sd1`, for `Tests/Fixtures/models/sd1.json`.
-    package init(_ name: String, storage: Storage = .float32) throws {
+    /// - Parameters:
+    ///   - name: Such as `sd1`, for `Tests/Fixtures/models/sd1.json`.
+    ///   - unet: What its UNet has more, as `config` and `tensors`.
+    package init(_ name: String, storage: Storage = .float32, unet: JSONValue = [:]) throws {
         fixture = try Fixture.json("models/\(name).json")
         directory = try TemporaryDirectory()
         path = directory.path
         for (file, content) in fixture["files"]?.objectValue ?? [:] {
+            var content = content
+            if file == "unet/config.json", var config = content.objectValue {
+                for (key, value) in unet["config"]?.objectValue ?? [:] { config[key] = value }
+                content = .object(config)
+            }
             try directory.write(content.serialized, to: file)
         }
         for folder in ["tokenizer", "tokenizer_2"] where fixture["files"]?[folder + "/tokenizer_config.json"] != nil {
@@ -57,7 +64,8 @@ package final class RandomCheckpoint: Sendable {
             }
         }
         for (component, list) in fixture["tensors"]?.objectValue ?? [:] {
-            let descriptions = list.arrayValue ?? []
+            let descriptions =
+                (list.arrayValue ?? []) + (component == "unet" ? unet["tensors"]?.arrayValue ?? [] : [])
             let tensors = try Self.draw(descriptions)
             let shards = component == "unet" ? fixture["shards"]?.integerValue ?? 1 : 1
             try write(tensors, to: component, shards: shards, storage: storage)

@@ -196,20 +196,17 @@ package func referenceEmbedding(_ ids: [[Int32]], table: HostTensor, positions: 
     }
 }
 
-/// Guidance and the sampler's update: sampleScale x + outputScale (u + guidance (c - u)); without guidance the output is one half only.
-package func referenceGuidedStep(
-    _ x: [Float],
-    output: [Float],
-    guidance: Float?,
-    sampleScale: Float,
-    outputScale: Float
-) -> [Double] {
-    x.indices.map { i in
-        let unconditional = Double(output[i])
-        var prediction = unconditional
-        if let guidance { prediction += Double(guidance) * (Double(output[x.count + i]) - unconditional) }
-        return Double(sampleScale) * Double(x[i]) + Double(outputScale) * prediction
+/// u + scale (c - u) of a batch with the unconditional half first.
+package func referenceGuidance(_ output: [Float], scale: Float) -> [Double] {
+    let count = output.count / 2
+    return (0..<count).map { i in
+        Double(output[i]) + Double(scale) * (Double(output[count + i]) - Double(output[i]))
     }
+}
+
+/// The sum of lists of numbers, each times its factor.
+package func referenceWeightedSum(_ terms: [(factor: Float, values: [Float])]) -> [Double] {
+    terms[0].values.indices.map { i in terms.reduce(0) { $0 + Double($1.factor) * Double($1.values[i]) } }
 }
 
 /// round((x / 2 + 1 / 2) 255), clamped, halves to even, NaN as 0: diffusers' `denormalize` and `numpy_to_pil`, in 32 bits as there, because

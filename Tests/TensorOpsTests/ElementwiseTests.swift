@@ -99,34 +99,38 @@ struct ElementwiseTests {
     }
 
     @Test(arguments: storages, counts)
-    func stepsWithAndWithoutGuidance(_ variant: DeviceVariant, _ count: Int) throws {
+    func guides(_ variant: DeviceVariant, _ count: Int) throws {
         let device = try variant.device()
-        for guidance in [nil, 7.5, 1, 0] as [Float?] {
-            let latents = HostTensor.random([1, 1, count, 1], seed: 62)
-            let output = HostTensor.random([guidance == nil ? 1 : 2, 1, count, 1], seed: 63).rounded(
-                to: variant.activations
-            )
-            let onDevice = try device.tensor(latents.values, shape: latents.shape, type: .float32)
-            try onDevice.guidedStep(
-                output: device.upload(output),
-                guidance: guidance,
-                sampleScale: 0.98,
-                outputScale: -0.17
-            )
-            let expected = referenceGuidedStep(
-                latents.values,
-                output: output.values,
-                guidance: guidance,
-                sampleScale: 0.98,
-                outputScale: -0.17
-            )
+        let output = HostTensor.random([2, 1, count, 1], seed: 63).rounded(to: variant.activations)
+        let onDevice = try device.upload(output)
+        for scale in [7.5, 1, 0] as [Float] {
+            let y = try onDevice.guided(scale: scale)
+            #expect(y.shape == [1, 1, count, 1] && y.elementType == .float32)
             expectClose(
-                try onDevice.floats(),
-                expected,
+                try y.floats(),
+                referenceGuidance(output.values, scale: scale),
                 OperatorTolerance.elementwise.bound(.float32),
-                "guidance \(guidance ?? -1)"
+                "scale \(scale)"
             )
         }
+    }
+
+    /// Of as many operands as any sampler adds, and more.
+    @Test(arguments: [1, 2, 3, 4, 5, 8, 11], counts)
+    func addsWeighted(_ terms: Int, _ count: Int) throws {
+        let device = try DeviceVariant(.gpu, .float32).device()
+        let factors = (0..<terms).map { Float(0.98 - 0.37 * Double($0)) }
+        let operands = (0..<terms).map { HostTensor.random([1, 1, count, 1], seed: UInt64(70 + $0)) }
+        let onDevice = try operands.map { try device.tensor($0.values, shape: $0.shape, type: .float32) }
+        let y = try Tensor.weightedSum(zip(factors, onDevice).map { (factor: $0, tensor: $1) })
+        #expect(y.shape == [1, 1, count, 1])
+        expectClose(
+            try y.floats(),
+            referenceWeightedSum(zip(factors, operands).map { (factor: $0, values: $1.values) }),
+            OperatorTolerance.elementwise.bound(.float32)
+        )
+        // Operands are left as they were.
+        #expect(try onDevice[0].floats() == operands[0].values)
     }
 
     @Test(arguments: DeviceVariant.all, [1, 3, 64, 65, 768])

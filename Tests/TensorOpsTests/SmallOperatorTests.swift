@@ -48,7 +48,9 @@ struct SmallOperatorTests {
         let tests = ElementwiseTests()
         try tests.concatenates(variant, [3, 5])
         try tests.scalesLatentsForTheModel(variant, 65)
-        try tests.stepsWithAndWithoutGuidance(variant, 65)
+        try tests.guides(variant, 65)
+        try tests.addsWeighted(3, 65)
+        try tests.addsWeighted(8, 65)
         try tests.embedsTokens(variant, 3)
         try LinearTests().concatenatesSources(variant)
     }

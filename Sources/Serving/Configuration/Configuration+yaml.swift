@@ -23,6 +23,8 @@ extension Configuration {
           gemm: \(device.gemm.rawValue)
         sampling:
           sampler: \(sampling.sampler.rawValue)
+          schedule: \(sampling.schedule?.rawValue ?? "auto")
+          spacing: \(sampling.spacing?.rawValue ?? "auto")
           steps: \(sampling.steps)
           scale: \(shortNumber(sampling.scale))
           rng: \(sampling.noise.rawValue)

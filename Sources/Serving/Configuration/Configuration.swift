@@ -67,9 +67,9 @@ public struct Configuration: Equatable, Sendable {
 
     /// How a picture is drawn when a request does not say.
     public struct Sampling: Equatable, Sendable {
-        /// `sampling.sampler`: the sampling algorithm.
+        /// `sampling.sampler`: the sampling algorithm, by any name `SamplerName` knows.
         ///
-        /// Default `ddim`.
+        /// A schedule in the name is that of `sampling.schedule` unless the file names another. Default `ddim`.
         public var sampler = Sampler.ddim
         /// `sampling.steps`: denoising steps, 1 to `limits.steps`.
         ///
@@ -79,10 +79,28 @@ public struct Configuration: Equatable, Sendable {
         ///
         /// Default 7.5.
         public var scale = 7.5
-        /// `sampling.rng`: whose random numbers the initial noise reproduces.
+        /// `sampling.schedule`: which noise levels the steps visit, for samplers that have that schedule.
+        ///
+        /// Nil (`auto`, the default) is what the checkpoint says, else `uniform`.
+        public var schedule: SigmaSchedule?
+        /// `sampling.spacing`: how timesteps are spaced, for samplers that space them.
+        ///
+        /// Nil (`auto`, the default) is what the checkpoint says, else the sampler's own way.
+        public var spacing: TimestepSpacing?
+        /// `sampling.rng`: whose random numbers the noise reproduces.
         ///
         /// Default `torch`.
         public var noise = NoiseSource.torch
+
+        /// The schedule of a request that names none: the configured one, where its sampler has it.
+        public func schedule(for sampler: Sampler) -> SigmaSchedule? {
+            schedule.flatMap { sampler.schedules.contains($0) ? $0 : nil }
+        }
+
+        /// The spacing of a request that names none: the configured one, where its sampler spaces timesteps.
+        public func spacing(for sampler: Sampler) -> TimestepSpacing? {
+            sampler.isDistilled ? nil : spacing
+        }
     }
 
     /// The queue in front of the device.
@@ -158,7 +176,6 @@ public struct Configuration: Equatable, Sendable {
             modelPath: model.path,
             precision: precision,
             device: device,
-            noise: sampling.noise,
             kernelsDirectory: kernels.directory,
             cacheDirectory: cache.directory
         )

@@ -53,8 +53,14 @@ struct ConfigurationDecoder {
             try device.integer("index", in: 0...255, orWord: "auto", into: &result.device.index)
             try device.choice("gemm", into: &result.device.gemm)
         }
-        if let sampling = try top.section("sampling", keys: ["sampler", "steps", "scale", "rng"]) {
-            try sampling.choice("sampler", into: &result.sampling.sampler)
+        let samplingKeys = ["sampler", "schedule", "spacing", "steps", "scale", "rng"]
+        if let sampling = try top.section("sampling", keys: samplingKeys) {
+            try sampling.sampler("sampler", into: &result.sampling.sampler, schedule: &result.sampling.schedule)
+            try sampling.choice("schedule", orWord: "auto", into: &result.sampling.schedule)
+            if let schedule = result.sampling.schedule {
+                try sampling.check(schedule, of: result.sampling.sampler)
+            }
+            try sampling.choice("spacing", orWord: "auto", into: &result.sampling.spacing)
             try sampling.integer("steps", in: 1...result.limits.steps, into: &result.sampling.steps)
             try sampling.number(
                 "scale",

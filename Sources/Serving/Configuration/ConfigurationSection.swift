@@ -123,16 +123,55 @@ struct ConfigurationSection {
     /// One of a fixed set of words.
     func choice<Choice>(_ key: String, into target: inout Choice) throws(ConfigurationError)
     where Choice: CaseIterable & RawRepresentable<String> {
-        guard let node = values[key] else { return }
-        let words = Choice.allCases.map(\.rawValue)
-        guard case .scalar(let text, _) = node.content, let choice = Choice(rawValue: text) else {
+        if let choice = try choice(key, among: Choice.allCases.map(\.rawValue), Choice.init(rawValue:)) {
+            target = choice
+        }
+    }
+
+    /// One of a fixed set of words, or the word that leaves the default.
+    func choice<Choice>(_ key: String, orWord word: String, into target: inout Choice?) throws(ConfigurationError)
+    where Choice: CaseIterable & RawRepresentable<String> {
+        if let node = values[key], case .scalar(word, _) = node.content { return }
+        if let choice = try choice(key, among: [word] + Choice.allCases.map(\.rawValue), Choice.init(rawValue:)) {
+            target = choice
+        }
+    }
+
+    /// A sampler by any of its names; a schedule in the name is set as well.
+    func sampler(
+        _ key: String,
+        into sampler: inout Sampler,
+        schedule: inout SigmaSchedule?
+    ) throws(ConfigurationError) {
+        guard let name = try choice(key, among: Sampler.allCases.map(\.rawValue), { SamplerName($0) }) else { return }
+        sampler = name.sampler
+        schedule = name.schedule ?? schedule
+    }
+
+    /// Refuses a schedule that the sampler beside it does not have.
+    func check(_ schedule: SigmaSchedule, of sampler: Sampler) throws(ConfigurationError) {
+        guard !sampler.schedules.contains(schedule) else { return }
+        for key in ["schedule", "sampler"] {
+            guard let node = values[key] else { continue }
+            let schedules = sampler.schedules.map(\.rawValue).joined(separator: ", ")
+            throw failure(key, node, allowed: "a schedule that \(sampler.rawValue) has (\(schedules))")
+        }
+    }
+
+    private func choice<Choice>(
+        _ key: String,
+        among words: [String],
+        _ read: (String) -> Choice?
+    ) throws(ConfigurationError) -> Choice? {
+        guard let node = values[key] else { return nil }
+        guard case .scalar(let text, _) = node.content, let choice = read(text) else {
             var allowed = words.joined(separator: ", ")
             if case .scalar(let text, _) = node.content, let nearest = nearestName(to: text, among: words) {
                 allowed += "; did you mean \(nearest)?"
             }
             throw failure(key, node, allowed: allowed)
         }
-        target = choice
+        return choice
     }
 
     private func text(_ key: String, allowed: String) throws(ConfigurationError) -> String? {

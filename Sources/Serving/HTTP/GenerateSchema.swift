@@ -77,6 +77,9 @@ struct GenerateSchema: Sendable {
         let text = { (name: String, value: JSONValue) throws(RequestProblem) in try self.text(name, value) }
         let prompt = fields.readRequired("prompt", placeholder: "", text)
         let size = nativeSize ?? 0
+        let sampling = configuration.sampling
+        let name = fields.read("sampler", default: SamplerName(sampling.sampler), samplerName)
+        let sampler = name.sampler
         let request = GenerationRequest(
             prompt: prompt,
             negativePrompt: fields.read("negative_prompt", default: "", text),
@@ -93,8 +96,34 @@ struct GenerateSchema: Sendable {
             },
             guidanceScale: fields.read("scale", default: configuration.sampling.scale, guidanceScale),
             seed: fields.read("seed", default: Seed.random(), seed),
-            sampler: fields.read("sampler", default: configuration.sampling.sampler, sampler)
+            noise: fields.read("rng", default: sampling.noise) { name, value throws(RequestProblem) in
+                try choice(name, value, among: NoiseSource.allCases.map(\.rawValue), NoiseSource.init(rawValue:))
+            },
+            sampler: sampler,
+            schedule: fields.read("schedule", default: name.schedule ?? sampling.schedule(for: sampler), schedule),
+            spacing: fields.read("spacing", default: sampling.spacing(for: sampler)) {
+                name,
+                value throws(RequestProblem) in
+                try choice(
+                    name,
+                    value,
+                    among: TimestepSpacing.allCases.map(\.rawValue),
+                    TimestepSpacing.init(rawValue:)
+                )
+            },
+            eta: fields.read("eta", default: nil, eta)
         )
+        if fields.problems.isEmpty {
+            do {
+                try sampler.check(schedule: request.schedule, spacing: request.spacing, eta: request.eta)
+            } catch .invalid(let field, let reason) {
+                fields.problems = [
+                    RequestProblem(type: "value_error", field: field, "Value error, \(reason)", input: body[field])
+                ]
+            } catch {
+                fields.problems = [RequestProblem(type: "value_error", field: "sampler", "Value error, \(error)")]
+            }
+        }
         guard fields.problems.isEmpty else { throw RequestProblems(problems: fields.problems) }
         return request
     }
@@ -159,15 +188,14 @@ struct GenerateSchema: Sendable {
         return text
     }
 
-    private func guidanceScale(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
+    private func number(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
         let literal: String
         switch value {
         case .number(let text), .string(let text): literal = text
         default: throw RequestProblem(type: "float_type", field: name, "Input should be a valid number", input: value)
         }
-        let number: Double
         do {
-            number = try finiteDouble(literal: literal)
+            return try finiteDouble(literal: literal)
         } catch .notFinite {
             throw RequestProblem(
                 type: "finite_number",
@@ -183,7 +211,14 @@ struct GenerateSchema: Sendable {
                 input: value
             )
         }
-        let limit = Int(GenerationRequest.maximumGuidanceScale)
+    }
+
+    private func guidanceScale(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
+        try number(name, value, atMost: Int(GenerationRequest.maximumGuidanceScale))
+    }
+
+    private func number(_ name: String, _ value: JSONValue, atMost limit: Int) throws(RequestProblem) -> Double {
+        let number = try number(name, value)
         guard number <= Double(limit) else {
             throw RequestProblem(
                 type: "less_than_equal",
@@ -191,6 +226,20 @@ struct GenerateSchema: Sendable {
                 "Input should be less than or equal to \(limit)",
                 input: value,
                 context: ["le": JSONValue(limit)]
+            )
+        }
+        return number
+    }
+
+    private func eta(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double? {
+        let number = try number(name, value, atMost: 1)
+        guard number >= 0 else {
+            throw RequestProblem(
+                type: "greater_than_equal",
+                field: name,
+                "Input should be greater than or equal to 0",
+                input: value,
+                context: ["ge": 0]
             )
         }
         return number
@@ -257,9 +306,25 @@ struct GenerateSchema: Sendable {
         return number.isNegative ? Seed(Int64(number.int ?? 0)) : Seed(number.uint64 ?? 0)
     }
 
-    private func sampler(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Sampler {
-        if case .string(let word) = value, let sampler = Sampler(rawValue: word) { return sampler }
-        let names = Sampler.allCases.map { "'\($0.rawValue)'" }
+    private func samplerName(_ name: String, _ value: JSONValue) throws(RequestProblem) -> SamplerName {
+        try choice(name, value, among: Sampler.allCases.map(\.rawValue)) { SamplerName($0) }
+    }
+
+    /// A schedule; nil for the checkpoint's.
+    private func schedule(_ name: String, _ value: JSONValue) throws(RequestProblem) -> SigmaSchedule? {
+        if case .string(let word) = value, ["auto", "automatic"].contains(word.lowercased()) { return nil }
+        let words = ["auto"] + SigmaSchedule.allCases.map(\.rawValue)
+        return try choice(name, value, among: words, SigmaSchedule.init(name:))
+    }
+
+    private func choice<Choice>(
+        _ name: String,
+        _ value: JSONValue,
+        among words: [String],
+        _ read: (String) -> Choice?
+    ) throws(RequestProblem) -> Choice {
+        if case .string(let word) = value, let choice = read(word) { return choice }
+        let names = words.map { "'\($0)'" }
         let expected =
             names.count > 1 ? names.dropLast().joined(separator: ", ") + " or " + (names.last ?? "") : names.joined()
         throw RequestProblem(
@@ -354,16 +419,58 @@ struct GenerateSchema: Sendable {
                 ],
                 "width": describe(widthField, default: size(configuration.image.width)),
                 "height": describe(heightField, default: size(configuration.image.height)),
-                "sampler": [
-                    "title": "Sampler",
-                    "type": "string",
+                "sampler": describe(
+                    "Sampler",
+                    "Sampling algorithm; the names of other programs, such as 'DPM++ 2M Karras', are understood as well",
+                    Sampler.allCases.map(\.rawValue),
+                    default: configuration.sampling.sampler.rawValue
+                ),
+                "schedule": describe(
+                    "Schedule",
+                    "Which noise levels the steps visit; auto is what the checkpoint says",
+                    ["auto"] + SigmaSchedule.allCases.map(\.rawValue),
+                    default: configuration.sampling.schedule?.rawValue ?? "auto"
+                ),
+                "spacing": describe(
+                    "Spacing",
+                    "How timesteps are spaced; without it as the checkpoint says",
+                    TimestepSpacing.allCases.map(\.rawValue),
+                    default: configuration.sampling.spacing?.rawValue
+                ),
+                "eta": [
+                    "title": "Eta",
+                    "type": "number",
                     "nullable": true,
-                    "description": "Sampling algorithm",
-                    "enum": .array(Sampler.allCases.map { .string($0.rawValue) } + [.null]),
-                    "default": .string(configuration.sampling.sampler.rawValue),
+                    "description":
+                        "Share of the noise taken away at a step that fresh noise replaces, for samplers that add noise",
+                    "minimum": 0,
+                    "maximum": 1,
                 ],
+                "rng": describe(
+                    "Random numbers",
+                    "Whose random numbers the seed means",
+                    NoiseSource.allCases.map(\.rawValue),
+                    default: configuration.sampling.noise.rawValue
+                ),
             ],
         ]
+    }
+
+    private func describe(
+        _ title: String,
+        _ description: String,
+        _ words: [String],
+        default value: String?
+    ) -> JSONValue {
+        var members: JSONObject = [
+            "title": .string(title),
+            "type": "string",
+            "nullable": true,
+            "description": .string(description),
+            "enum": .array(words.map { .string($0) } + [.null]),
+        ]
+        members["default"] = value.map { .string($0) }
+        return .object(members)
     }
 
     private func describe(_ field: IntegerField, default value: JSONValue?) -> JSONValue {

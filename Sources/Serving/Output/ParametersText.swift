@@ -20,25 +20,33 @@ public enum ParametersText {
         if !request.negativePrompt.isEmpty {
             lines.append("Negative prompt: \(request.negativePrompt)")
         }
-        let settings = [
+        var settings = [
             ("Steps", String(request.steps)),
-            ("Sampler", samplerName(request.sampler)),
+            ("Sampler", request.sampler.webUIName),
+        ]
+        if let schedule = request.schedule { settings.append(("Schedule type", schedule.webUIName)) }
+        settings += [
             ("CFG scale", shortNumber(request.guidanceScale)),
             ("Seed", request.seed.description),
             ("Size", "\(request.width)x\(request.height)"),
             ("Model", stem(model.name)),
-            // The noise of `torch` is what the web UI calls its CPU source.
-            ("RNG", "CPU"),
-            ("Version", "diffused \(softwareVersion)"),
+            ("RNG", rngName(request.noise)),
         ]
+        // The web UI has a setting for each of the two.
+        if let eta = request.eta { settings.append((request.sampler == .ddim ? "Eta DDIM" : "Eta", shortNumber(eta))) }
+        if let spacing = request.spacing { settings.append(("Timestep spacing", spacing.rawValue)) }
+        settings.append(("Version", "diffused \(softwareVersion)"))
         lines.append(settings.map { "\($0): \(quoted($1))" }.joined(separator: ", "))
         return lines.joined(separator: "\n")
     }
 
-    /// The sampler's name in that program.
-    private static func samplerName(_ sampler: Sampler) -> String {
-        switch sampler {
-        case .ddim: "DDIM"
+    /// What that program calls a source of random numbers; it knows the first two.
+    private static func rngName(_ noise: NoiseSource) -> String {
+        switch noise {
+        case .torch: "CPU"
+        case .cuda: "NV"
+        case .tensorflow: "TensorFlow"
+        case .numpy: "NumPy"
         }
     }
 

@@ -106,7 +106,9 @@ public actor Engine {
             steps: 1,
             guidanceScale: 7.5,
             seed: Seed(UInt64(0)),
-            sampler: configuration.sampling.sampler
+            sampler: configuration.sampling.sampler,
+            schedule: configuration.sampling.schedule,
+            spacing: configuration.sampling.spacing
         )
         let generation = try generator.prepare(request)
         while generation.completedSteps < generation.totalSteps { try generation.step() }

@@ -54,7 +54,8 @@ struct ConfigurationFile: Sendable {
         }
         let document: JSONValue
         do {
-            document = try JSONValue(parsing: bytes)
+            // diffusers writes some defaults as Python's -Infinity.
+            document = try JSONValue(parsing: bytes, accepting: [.nonFiniteNumbers])
         } catch {
             throw ConfigurationFileError(file: path, found: "the file is not valid JSON (\(error))")
         }
@@ -135,6 +136,11 @@ struct ConfigurationFile: Sendable {
         guard let value = values[key] else { return fallback }
         guard let bool = value.boolValue else { throw refusal(key, allowed: "true, false") }
         return bool
+    }
+
+    /// A truth value, or nil when missing or null.
+    func optionalBool(_ key: String) throws(ConfigurationFileError) -> Bool? {
+        value(key) == nil ? nil : try bool(key, default: false)
     }
 
     /// One of the names of an enumeration.

@@ -16,6 +16,7 @@ struct UNet2DConditionModel {
     private let configuration: UNet2DConditionModelConfiguration
     private let device: TensorDevice
     private let crossAttentions = CrossAttentionList()
+    private let timeCondProj: Linear?
     private let timeLinear1: Linear
     private let timeLinear2: Linear
     private let addLinear1: Linear?
@@ -33,6 +34,9 @@ struct UNet2DConditionModel {
         self.device = device
         let channels = configuration.blockOutChannels
         let timeChannels = configuration.timeEmbeddingDim
+        timeCondProj = try configuration.timeCondProjDim.map {
+            try Linear(loader.at("time_embedding.cond_proj"), $0, channels[0], hasBias: false, on: device)
+        }
         timeLinear1 = try Linear(loader.at("time_embedding.linear_1"), channels[0], timeChannels, on: device)
         timeLinear2 = try Linear(loader.at("time_embedding.linear_2"), timeChannels, timeChannels, on: device)
         addLinear1 = try configuration.textTime.map {
@@ -89,20 +93,25 @@ struct UNet2DConditionModel {
     ///   - sample: `[B, H, W, inChannels]`.
     ///   - timestep: 0 ..< 1000, not necessarily whole.
     ///   - context: Of B prompts.
+    ///   - guidanceScale: What a model distilled with guidance is told (`timeCondProjDim`); others have no use for it.
     ///   - observe: Called with the name and output of every block, for tests.
     /// - Returns: `[B, H, W, outChannels]`.
     func callAsFunction(
         _ sample: Tensor,
         timestep: Double,
         _ context: UNetContext,
+        guidanceScale: Double = 1,
         observe: ((String, Tensor) throws -> Void)? = nil
     ) throws -> Tensor {
         // 1. time; every resnet begins with the SiLU of the embedding, so it is applied here, once
         let timestepRow = sinusoidalEmbedding(timestep, width: configuration.blockOutChannels[0])
-        let timesteps = try device.tensor(
-            (0..<sample.shape[0]).flatMap { _ in timestepRow },
-            shape: [sample.shape[0], timestepRow.count]
-        )
+        func rows(_ row: [Float]) throws -> Tensor {
+            try device.tensor((0..<sample.shape[0]).flatMap { _ in row }, shape: [sample.shape[0], row.count])
+        }
+        var timesteps = try rows(timestepRow)
+        if let timeCondProj, let width = configuration.timeCondProjDim {
+            timesteps = try timeCondProj(rows(guidanceScaleEmbedding(guidanceScale, width: width)), residual: timesteps)
+        }
         let hidden = try timeLinear1(timesteps, function: .silu, isOperand: true)
         let timeEmbedding =
             if let added = context.addedEmbedding {
@@ -150,4 +159,14 @@ struct UNet2DConditionModel {
         return (configuration.flipSinToCos ? cosines + sines : sines + cosines)
             + [Float](repeating: 0, count: width % 2)
     }
+}
+
+/// The sinusoidal embedding of a guidance scale, in float32 as diffusers' `get_guidance_scale_embedding` computes it of the scale less 1
+/// (pipelines/stable_diffusion/pipeline_stable_diffusion.py).
+func guidanceScaleEmbedding(_ scale: Double, width: Int) -> [Float] {
+    let half = width / 2
+    let step = Float(log(10000.0)) / Float(half - 1)
+    let arguments = (0..<half).map { Float(scale - 1) * 1000 * Float(exp(Double(Float($0) * -step))) }
+    return arguments.map { Float(sin(Double($0))) } + arguments.map { Float(cos(Double($0))) }
+        + [Float](repeating: 0, count: width % 2)
 }

@@ -62,6 +62,8 @@ struct UNet2DConditionModelConfiguration: Sendable, Equatable {
     var freqShift = 0.0
     /// Width of the timestep embedding after its two linear layers.
     var timeEmbeddingDim = 1280
+    /// Width of the embedding of the guidance scale that distilled models are told; nil for those that are not.
+    var timeCondProjDim: Int?
     /// Whether the transformers' input and output projections are linear layers instead of 1x1 convolutions.
     var useLinearProjection = false
 
@@ -125,6 +127,7 @@ struct UNet2DConditionModelConfiguration: Sendable, Equatable {
         freqShift = try file.number("freq_shift", default: freqShift, in: -1024...1024)
         timeEmbeddingDim =
             try file.optionalInteger("time_embedding_dim", in: 1...65_536) ?? blockOutChannels[0] * 4
+        timeCondProjDim = try file.optionalInteger("time_cond_proj_dim", in: 4...65_536)
         useLinearProjection = try file.bool("use_linear_projection", default: useLinearProjection)
         textTime = try Self.textTime(file)
         sampleSize = try Self.sampleSize(file)
@@ -154,7 +157,7 @@ struct UNet2DConditionModelConfiguration: Sendable, Equatable {
         }
         for key in [
             "class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type",
-            "time_cond_proj_dim", "timestep_post_act", "time_embedding_act_fn", "cross_attention_norm",
+            "timestep_post_act", "time_embedding_act_fn", "cross_attention_norm",
             "reverse_transformer_layers_per_block",
         ] {
             try file.require(key)

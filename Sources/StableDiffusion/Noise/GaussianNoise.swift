@@ -9,36 +9,6 @@
 
 internal import Glibc
 
-extension NoiseSource {
-    /// The initial noise of one picture, as `[height, width, channels]`.
-    ///
-    /// The reference draws `[1, channels, height, width]`; the values are the same, in the order of this program's
-    /// activations.
-    ///
-    /// - Parameters:
-    ///   - height: in latents, an eighth of the picture's.
-    ///   - width: in latents, an eighth of the picture's.
-    func latents(seed: Seed, channels: Int, height: Int, width: Int) -> [Float] {
-        switch self {
-        case .torch:
-            var generator = TorchGenerator(seed: seed.bits)
-            let planes = generator.normals(channels * height * width)
-            let area = height * width
-            return [Float](unsafeUninitializedCapacity: planes.count) { output, count in
-                for position in 0..<area {
-                    for channel in 0..<channels {
-                        output.initializeElement(
-                            at: position * channels + channel,
-                            to: planes[channel * area + position]
-                        )
-                    }
-                }
-                count = planes.count
-            }
-        }
-    }
-}
-
 extension TorchGenerator {
     /// `torch.randn(count)` as 32-bit floats.
     package mutating func normals(_ count: Int) -> [Float] {

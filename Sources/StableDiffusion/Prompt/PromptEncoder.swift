@@ -49,8 +49,9 @@ struct PromptEncoder {
 
     /// Encodes a request's prompts.
     ///
+    /// - Parameter usesGuidance: Whether the negative prompt is encoded too.
     /// - Throws: `GenerationError.invalid` for a prompt whose syntax is not understood, or layers that no encoder has.
-    func callAsFunction(_ request: GenerationRequest) throws -> Output {
+    func callAsFunction(_ request: GenerationRequest, usesGuidance: Bool) throws -> Output {
         let layers = max(1, (parts.map(\.model.layerCount).min() ?? 0) - hiddenState.skippedLayers)
         guard 1...layers ~= request.clipSkip else {
             throw GenerationError.invalid(
@@ -60,7 +61,7 @@ struct PromptEncoder {
         }
         let usesZeros = forceZerosForEmptyPrompt && request.negativePrompt.isEmpty
         let prompt = try rows(request.prompt, field: "prompt", request)
-        guard request.usesGuidance else {
+        guard usesGuidance else {
             return Output(batches: [try encode([prompt], request)], truncatedPrompt: prompt.truncated)
         }
         if usesZeros {
@@ -81,9 +82,9 @@ struct PromptEncoder {
     }
 
     /// Tokens of each prompt as the UNet is given them.
-    func tokenCounts(_ request: GenerationRequest) throws(GenerationError) -> [Int] {
+    func tokenCounts(_ request: GenerationRequest, usesGuidance: Bool) throws(GenerationError) -> [Int] {
         var prompts = [try rows(request.prompt, field: "prompt", request)]
-        if request.usesGuidance {
+        if usesGuidance {
             prompts.append(try rows(request.negativePrompt, field: "negative_prompt", request))
         }
         return prompts.map { $0.chunks.first?.reduce(0) { $0 + $1.ids.count } ?? 0 }

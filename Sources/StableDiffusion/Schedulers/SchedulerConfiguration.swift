@@ -19,9 +19,10 @@ struct SchedulerConfiguration: Sendable, Equatable {
         case vPrediction = "v_prediction"
     }
 
-    /// How a number of steps is spread over the trained timesteps.
-    enum TimestepSpacing: String, CaseIterable, Sendable {
-        case leading, trailing, linspace
+    /// What the last step of samplers that go by σ leaves.
+    enum FinalSigmasType: String, CaseIterable, Sendable {
+        case zero
+        case sigmaMin = "sigma_min"
     }
 
     /// Class the file was written for; empty when it does not say.
@@ -42,10 +43,30 @@ struct SchedulerConfiguration: Sendable, Equatable {
     var timestepSpacing: TimestepSpacing?
     /// Added to timesteps of leading spacing.
     var stepsOffset = 1
-    /// Whether the step after the last one is free of noise instead of having the noise of timestep 0.
-    var setAlphaToOne = true
+    /// Whether the step after the last one is free of noise instead of having the noise of timestep 0; nil leaves each scheduler its
+    /// own default.
+    var setAlphaToOne: Bool?
     /// Whether the betas are rescaled so that the last timestep is pure noise.
     var rescaleBetasZeroSNR = false
+    /// What `use_karras_sigmas` and its like choose; `uniform` without them.
+    var schedule = SigmaSchedule.uniform
+    /// What the last step leaves.
+    var finalSigmasType = FinalSigmasType.zero
+    /// Whether multistep solvers end with lower orders in short runs.
+    var lowerOrderFinal = true
+    /// Whether DPM-Solver's last step is Euler's however many there are.
+    var eulerAtFinal = false
+    /// Steps of UniPC without a corrector.
+    var disableCorrector: [Int] = []
+    /// Whether PNDM begins without Runge-Kutta's steps.
+    ///
+    /// Stable Diffusion's files say so, and diffusers' inpainting pipeline corrects those that do not; only a file that says otherwise gets
+    /// them.
+    var skipPRKSteps = true
+    /// Timesteps that LCM's and TCD's distillation used.
+    var originalInferenceSteps = 50
+    /// Factor of LCM's boundary condition.
+    var timestepScaling = 10.0
 
     /// diffusers' defaults, with the steps offset of its Stable Diffusion pipeline.
     init() {}
@@ -63,6 +84,13 @@ struct SchedulerConfiguration: Sendable, Equatable {
         }
         try file.require("use_flow_sigmas", oneOf: .bool(false))
         try file.require("thresholding", oneOf: .bool(false))
+        try file.require("use_lu_lambdas", oneOf: .bool(false))
+        try file.require("interpolation_type", oneOf: .string("linear"))
+        try file.require("timestep_type", oneOf: .string("discrete"))
+        // The lowest number is the default and stands for no limit.
+        if let limit = file.value("lambda_min_clipped")?.doubleValue, limit > -20 {
+            throw file.refusal("lambda_min_clipped", allowed: "-Infinity or a number below -20")
+        }
 
         numTrainTimesteps = try file.integer("num_train_timesteps", default: numTrainTimesteps, in: 1...100_000)
         betaStart = try file.number("beta_start", default: betaStart, in: 0...1)
@@ -73,9 +101,36 @@ struct SchedulerConfiguration: Sendable, Equatable {
         if file.value("timestep_spacing") != nil {
             timestepSpacing = try file.choice("timestep_spacing", default: .leading)
         }
-        setAlphaToOne = try file.bool("set_alpha_to_one", default: setAlphaToOne)
+        if file.value("set_alpha_to_one") != nil {
+            setAlphaToOne = try file.bool("set_alpha_to_one", default: false)
+        }
         rescaleBetasZeroSNR = try file.bool("rescale_betas_zero_snr", default: rescaleBetasZeroSNR)
+        try readSolverOptions(file)
         try checkPrediction(file)
+    }
+
+    /// What only some samplers' classes read.
+    private mutating func readSolverOptions(_ file: ConfigurationFile) throws(ConfigurationFileError) {
+        for (key, flagged) in [
+            ("use_karras_sigmas", SigmaSchedule.karras), ("use_exponential_sigmas", .exponential),
+            ("use_beta_sigmas", .beta),
+        ] where try file.optionalBool(key) == true {
+            guard schedule == .uniform else {
+                throw file.refusal(key, allowed: "false beside the schedule \(schedule.rawValue), which is set as well")
+            }
+            schedule = flagged
+        }
+        finalSigmasType = try file.choice("final_sigmas_type", default: finalSigmasType)
+        lowerOrderFinal = try file.optionalBool("lower_order_final") ?? lowerOrderFinal
+        eulerAtFinal = try file.optionalBool("euler_at_final") ?? eulerAtFinal
+        disableCorrector = file.value("disable_corrector")?.arrayValue?.compactMap(\.integerValue) ?? []
+        skipPRKSteps = try file.optionalBool("skip_prk_steps") ?? skipPRKSteps
+        originalInferenceSteps = try file.integer(
+            "original_inference_steps",
+            default: originalInferenceSteps,
+            in: 1...numTrainTimesteps
+        )
+        timestepScaling = try file.number("timestep_scaling", default: timestepScaling, in: 0...1e6)
     }
 
     /// A model cannot predict noise where nothing but noise is left, nor the picture where there is no noise: both
