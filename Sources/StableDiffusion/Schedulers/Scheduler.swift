@@ -174,7 +174,9 @@ extension Sampler {
         }
     }
 
-    /// `eta` where the request names none: diffusers' default, and that of the papers.
+    /// `eta` where the request names none: the default of diffusers' classes, and of the papers.
+    ///
+    /// diffusers' pipeline tells TCD 0 unless it is given another.
     fileprivate var defaultEta: Double {
         switch self {
         case .tcd: 0.3
