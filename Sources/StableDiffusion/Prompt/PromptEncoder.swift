@@ -12,7 +12,9 @@ struct PromptEncoder {
 
     /// A request's prompts, encoded.
     struct Output {
-        /// The negative prompt first where guidance is on. One batch of all, or one for each where they differ in length.
+        /// The negative prompt first where guidance is on.
+        ///
+        /// One batch of all, or one for each where they differ in length.
         var batches: [EncodedPrompts]
         /// The end of the prompt that was cut; nil if none was.
         var truncatedPrompt: String?

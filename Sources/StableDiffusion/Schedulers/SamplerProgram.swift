@@ -176,21 +176,34 @@ struct SamplerProgramBuilder {
 struct SamplerRun<Value> {
     private let program: SamplerProgram
     private let lastUses: [SamplerProgram.Operand: Int]
-    private var values: [SamplerProgram.Operand: Value]
+    /// In the order in which they came about, and are let go of: memory that is reused in another order may not suffice.
+    private var values: [(operand: SamplerProgram.Operand, value: Value)]
     private var samples = 1
     private var noises = 0
     private var evaluations = 0
     /// Steps done.
     private(set) var completedSteps = 0
     /// The latest sample; the next step goes on from what is put in its place.
-    var latents: Value { didSet { values[.sample(samples - 1)] = latents } }
+    var latents: Value { didSet { keep(latents, as: .sample(samples - 1)) } }
 
     /// A run from its first sample.
     init(_ program: SamplerProgram, first: Value) {
         self.program = program
         lastUses = program.lastUses
-        values = [.sample(0): first]
+        values = [(.sample(0), first)]
         latents = first
+    }
+
+    private func value(_ operand: SamplerProgram.Operand) -> Value? {
+        values.first { $0.operand == operand }?.value
+    }
+
+    private mutating func keep(_ value: Value, as operand: SamplerProgram.Operand) {
+        if let index = values.firstIndex(where: { $0.operand == operand }) {
+            values[index].value = value
+        } else {
+            values.append((operand, value))
+        }
     }
 
     /// Runs the next step; there must be one (traps).
@@ -205,26 +218,28 @@ struct SamplerRun<Value> {
         noise: () throws(Failure) -> Value
     ) throws(Failure) {
         for evaluation in program.steps[completedSteps] {
-            guard let sample = values[.sample(evaluation.sample)] else { preconditionFailure("a sample is missing") }
-            values[.output(evaluations)] = try evaluate(sample, evaluation, values.count)
+            guard let sample = value(.sample(evaluation.sample)) else { preconditionFailure("a sample is missing") }
+            keep(try evaluate(sample, evaluation, values.count), as: .output(evaluations))
             for result in evaluation.results {
                 var terms: [(coefficient: Double, value: Value)] = []
                 for term in result.terms {
                     // What a sampler draws and multiplies by zero is drawn all the same where other draws follow.
                     if case .noise(let index) = term.operand {
                         while noises <= index {
-                            values[.noise(noises)] = try noise()
+                            keep(try noise(), as: .noise(noises))
                             noises += 1
                         }
                     }
-                    guard let value = values[term.operand] else { preconditionFailure("\(term) is missing") }
+                    guard let value = value(term.operand) else { preconditionFailure("\(term) is missing") }
                     terms.append((term.coefficient, value))
                 }
                 let sample = try combine(terms)
                 samples += 1
                 latents = sample
             }
-            values = values.filter { lastUses[$0.key].map { $0 > evaluations } ?? false }
+            for index in values.indices.reversed() where lastUses[values[index].operand] ?? -1 <= evaluations {
+                values.remove(at: index)
+            }
             evaluations += 1
         }
         completedSteps += 1
