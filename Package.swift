@@ -48,7 +48,9 @@ let package = Package(
         ),
         .target(
             name: "StableDiffusion",
-            dependencies: ["JSON", "TensorOps", .product(name: "Logging", package: "swift-log")],
+            dependencies: [
+                "CVocabulary", "CZlib", "JSON", "TensorOps", .product(name: "Logging", package: "swift-log"),
+            ],
             swiftSettings: optimized
         ),
         .target(
@@ -64,6 +66,8 @@ let package = Package(
         .target(name: "JSON", swiftSettings: swiftSettings),
         // Embeds Kernels/* into the binary, so that an installed daemon needs no source tree.
         .target(name: "CKernels"),
+        // Embeds CLIP's vocabulary, which a single file of weights has not got.
+        .target(name: "CVocabulary"),
         .systemLibrary(name: "COpenCL", providers: [.apt(["ocl-icd-opencl-dev", "libclblast-dev"])]),
         .systemLibrary(name: "CPNG", providers: [.apt(["libpng-dev"])]),
         .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
@@ -71,7 +75,7 @@ let package = Package(
         .target(
             name: "TestSupport",
             dependencies: [
-                "JSON", "OpenCLRuntime", "StableDiffusion", "TensorOps",
+                "CZlib", "JSON", "OpenCLRuntime", "StableDiffusion", "TensorOps",
                 .product(name: "Logging", package: "swift-log"),
             ],
             path: "Tests/Support",

@@ -1,2 +1,2 @@
-// zlib's CRC-32.
+// zlib: CRC-32, and the unpacking of small zip entries.
 #include <zlib.h>

@@ -29,8 +29,12 @@ public struct DeviceOptions: Sendable, Equatable {
 
 /// Everything needed to load a model onto a device.
 public struct PipelineOptions: Sendable, Equatable {
-    /// A diffusers folder.
+    /// A diffusers folder, or a single `.safetensors` or `.ckpt` file.
     public var modelPath: String
+    /// An autoencoder to use instead of the model's own, a folder or a file; nil uses the model's.
+    public var vaePath: String?
+    /// What the model's output means.
+    public var prediction: PredictionChoice
     /// Storage precision of weights and activations.
     public var precision: Precision
     /// Device choice.
@@ -43,12 +47,16 @@ public struct PipelineOptions: Sendable, Equatable {
     /// Options from their parts.
     public init(
         modelPath: String,
+        vaePath: String? = nil,
+        prediction: PredictionChoice = .auto,
         precision: Precision = .float16,
         device: DeviceOptions = DeviceOptions(),
         kernelsDirectory: String? = nil,
         cacheDirectory: String? = nil
     ) {
         self.modelPath = modelPath
+        self.vaePath = vaePath
+        self.prediction = prediction
         self.precision = precision
         self.device = device
         self.kernelsDirectory = kernelsDirectory

@@ -18,7 +18,8 @@ public final class StableDiffusionPipeline: ImageGenerator {
     /// Ways to make the picture asked for last, and what each takes.
     var plans: [PicturePlan] = []
 
-    /// Loads a model: the whole folder is checked before the device is opened, every tensor before it is uploaded.
+    /// Loads a model: files, configurations, names and shapes are checked before the device is opened, the numbers of every tensor before it
+    /// is uploaded.
     ///
     /// - Throws: `ConfigurationFileError`, `WeightsError`, `TokenizerError` for the checkpoint; errors of the device with what to do about
     ///   them.
@@ -26,14 +27,21 @@ public final class StableDiffusionPipeline: ImageGenerator {
         let clock = ContinuousClock()
         let start = clock.now
         let path = options.modelPath
-        configuration = try ModelConfiguration(folder: path)
+        let source = try ModelSource(path: path, vae: options.vaePath, prediction: options.prediction)
+        configuration = try ModelConfiguration(source)
         let suffixes = ["", "_2"].prefix(configuration.textEncoders.count)
         let tokenizers = try zip(suffixes, configuration.textEncoders).map {
-            try CLIPTokenizer(directory: path + "/tokenizer" + $0, textEncoder: $1)
+            try source.tokenizer("tokenizer" + $0, textEncoder: $1)
         }
-        let textEncoderFiles = try suffixes.map { try Checkpoint(directory: path + "/text_encoder" + $0) }
-        let unetFiles = try Checkpoint(directory: path + "/unet")
-        let vaeFiles = try Checkpoint(directory: path + "/vae")
+        let textEncoderFiles = try suffixes.map { try source.checkpoint("text_encoder" + $0) }
+        let unetFiles = try source.checkpoint("unet")
+        let vaeFiles = try source.checkpoint("vae")
+        let parts =
+            zip(textEncoderFiles, configuration.textEncoders.map(\.tensors))
+            + [(unetFiles, configuration.unet.tensors), (vaeFiles, configuration.vae.decoderTensors)]
+        for (files, tensors) in parts {
+            for tensor in tensors { try files.check(tensor.name, shape: tensor.shape) }
+        }
 
         device = try TensorDevice(options, logger: logger)
         promptEncoder = try PromptEncoder(
@@ -51,7 +59,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
         device.releaseUnusedMemory()
 
         model = ModelDescription(
-            name: path.split(separator: "/").last.map(String.init) ?? path,
+            name: source.name,
             nativeSize: configuration.nativeSize,
             sizeMultiple: configuration.sizeMultiple,
             precision: options.precision,

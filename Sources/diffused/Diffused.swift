@@ -13,7 +13,7 @@ struct Diffused: AsyncParsableCommand {
         abstract: "Draws pictures from text with Stable Diffusion on any OpenCL device.",
         version: softwareVersion,
         subcommands: [
-            ServeCommand.self, GenerateCommand.self, DevicesCommand.self, CheckConfigCommand.self,
+            ServeCommand.self, GenerateCommand.self, InspectCommand.self, DevicesCommand.self, CheckConfigCommand.self,
             BenchmarkCommand.self,
         ]
     )

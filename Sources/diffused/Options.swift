@@ -65,8 +65,13 @@ struct ConfigurationOptions: ParsableArguments {
 struct ModelOptions: ParsableArguments {
     @OptionGroup var configuration: ConfigurationOptions
 
-    @Option(help: "The checkpoint, a diffusers folder. Wins over the configuration.")
+    @Option(
+        help: "The checkpoint, a diffusers folder or a single .safetensors or .ckpt file. Wins over the configuration."
+    )
     var model: String?
+
+    @Option(help: "An autoencoder to use instead of the model's own, a folder or a file. Wins over the configuration.")
+    var vae: String?
 
     @Option(help: "Storage of weights and activations. Wins over the configuration.")
     var precision: Precision?
@@ -74,7 +79,13 @@ struct ModelOptions: ParsableArguments {
     /// The configuration with these arguments applied.
     func load() throws -> Configuration {
         var result = try configuration.load()
-        if let model { result.model.path = model }
+        if let model {
+            result.model.path = model
+            // What the configuration says of its own model is not about this one.
+            result.model.vae = nil
+            result.model.prediction = .auto
+        }
+        if let vae { result.model.vae = vae }
         if let precision { result.precision = precision }
         return result
     }

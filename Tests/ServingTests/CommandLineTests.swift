@@ -87,12 +87,42 @@ private func diffused(
         #expect(result.errors.isEmpty)
     }
 
+    @Test func inspectSaysWhatAFileIsWithoutADevice() throws {
+        let directory = try TestSupport.TemporaryDirectory()
+        let noDevices = ["OCL_ICD_VENDORS": directory.path]
+        let model = try diffused("inspect", [demoModelPath], in: directory, environment: noDevices)
+        #expect(model.status == 0)
+        #expect(model.output.hasPrefix("\(demoModelPath): a model\n") && model.output.hasSuffix("  complete\n"))
+        #expect(model.errors.isEmpty)
+        let json = try diffused("inspect", ["--json", demoModelPath], in: directory, environment: noDevices)
+        #expect(json.output.hasPrefix("{\n") && json.output.contains("\"kind\" : \"model\""))
+        try directory.write(
+            torchFile([SafetensorsTensor(name: "double_blocks.0.img_attn.norm.key_norm.scale", shape: [1], values: [1])]
+            ),
+            to: "flux.ckpt"
+        )
+        let other = try diffused("inspect", ["flux.ckpt"], in: directory, environment: noDevices)
+        #expect(other.status == 1 && other.output.contains("a Flux model") && other.errors.isEmpty)
+        try directory.write([0x80, 2] + Array("cos\nsystem\n".utf8), to: "evil.ckpt")
+        let evil = try diffused("inspect", ["evil.ckpt"], in: directory, environment: noDevices)
+        #expect(evil.status == 1 && evil.output.isEmpty)
+        #expect(evil.errors.hasPrefix("diffused: evil.ckpt: the pickle wants `os.system`"))
+    }
+
     @Test func missingModelIs1() throws {
         let directory = try TestSupport.TemporaryDirectory()
         let result = try diffused("generate", ["--prompt", "a", "--model", "nowhere"], in: directory)
         #expect(result.status == 1)
         #expect(result.output.isEmpty)
         #expect(result.errors.contains("nowhere"))
+    }
+
+    @Test func missingVAEIs1() throws {
+        let directory = try TestSupport.TemporaryDirectory()
+        let arguments = ["--prompt", "a", "--model", demoModelPath, "--vae", "nowhere.safetensors"]
+        let result = try diffused("generate", arguments, in: directory)
+        #expect(result.status == 1)
+        #expect(result.errors.contains("nowhere.safetensors: "), "\(result.errors)")
     }
 
     @Test func lostOutputIs1() throws {

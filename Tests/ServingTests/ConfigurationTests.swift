@@ -31,6 +31,8 @@ private let topLevelKeys =
             server: {host: 0.0.0.0, port: 9000}
             model:
               path: models/sd15
+              vae: /models/vae.safetensors
+              prediction_type: v_prediction
             image: {width: 768, height: auto}
             precision: bfloat16
             device: {platform: "NVIDIA", index: 1, gemm: clblast}
@@ -46,6 +48,8 @@ private let topLevelKeys =
         var expected = Configuration()
         expected.server = .init(host: "0.0.0.0", port: 9000)
         expected.model.path = "/etc/diffused/models/sd15"
+        expected.model.vae = "/models/vae.safetensors"
+        expected.model.prediction = .velocity
         expected.image = .init(width: 768, height: nil)
         expected.precision = .bfloat16
         expected.device = DeviceOptions(platform: "NVIDIA", index: 1, gemm: .clblast)

@@ -1,4 +1,5 @@
-// Weights: safetensors files whole and damaged, the ways folders hold them, and the names published files use.
+// Weights: safetensors files whole and damaged, the ways folders hold them, and the names published files use. PyTorch's
+// files: TorchFileTests.
 
 import Foundation
 @testable import StableDiffusion
@@ -121,6 +122,14 @@ import Testing
         }
     }
 
+    /// Lengths of headers whose bytes are the first ones of an archive and of pickles.
+    @Test(arguments: [0x4B50, 0x0280, 0x0480])
+    func headersOfAnyLengthAreRead(length: Int) throws {
+        let entry = "{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}"
+        let header = entry + String(repeating: " ", count: length - entry.utf8.count)
+        #expect(try open(Self.raw(header, data: 4)).floats(named: "w", shape: [1]) == [0])
+    }
+
     @Test func tensorsThatAreNoWeightsAreToleratedButNotRead() throws {
         let checkpoint = try open(
             Self.file(
@@ -198,6 +207,29 @@ import Testing
     }
 
     @Test(arguments: [
+        "diffusion_pytorch_model.bin", "pytorch_model.bin", "diffusion_pytorch_model.fp16.bin",
+        "pytorch_model.fp16.bin",
+    ])
+    func pickledFilesAreFoundWhereThereIsNoOther(name: String) throws {
+        let directory = try TemporaryDirectory()
+        try directory.write(torchFile([SafetensorsTensor(name: "b", shape: [1], values: [2])]), to: name)
+        #expect(try Checkpoint(directory: directory.path).floats(named: "b", shape: [1]) == [2])
+        try directory.write(Self.file([("w", "F32", [1], 4)]), to: "model.fp16.safetensors")
+        #expect(try Checkpoint(directory: directory.path).names == ["w"])
+    }
+
+    @Test(arguments: ["diffusion_pytorch_model.bin.index.json", "pytorch_model.bin.index.json"])
+    func pickledShardsAreFound(index: String) throws {
+        let directory = try TemporaryDirectory()
+        try directory.write(torchFile([SafetensorsTensor(name: "a", shape: [1], values: [1])]), to: "x-1.bin")
+        try directory.write(torchFile([SafetensorsTensor(name: "b", shape: [1], values: [2])]), to: "x-2.bin")
+        try directory.write(#"{"weight_map": {"a": "x-1.bin", "b": "x-2.bin"}}"#, to: index)
+        #expect(try Checkpoint(directory: directory.path).names == ["a", "b"])
+        try directory.write(#"{"weight_map": {"a": "x-1.safetensors"}}"#, to: index)
+        #expect(throws: WeightsError.self) { try Checkpoint(directory: directory.path) }
+    }
+
+    @Test(arguments: [
         "diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json",
         "diffusion_pytorch_model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json",
     ])
@@ -228,7 +260,7 @@ import Testing
     }
 
     @Test(arguments: [
-        ("diffusion_pytorch_model.bin", "safe_serialization=True"), ("other.safetensors", "other.safetensors"),
+        ("other.bin", "other.bin"), ("other.safetensors", "other.safetensors"),
         ("README.md", "there is no"),
     ])
     func foldersWithoutWeightsSayWhatToDo(file: String, reason: String) throws {
@@ -280,14 +312,14 @@ import Testing
     func damagedFilesAreNamed(bytes: [UInt8], reason: String) throws {
         let directory = try TemporaryDirectory()
         let path = try directory.write(bytes, to: "model.safetensors")
-        let error = try #require(throws: WeightsError.self) { try SafetensorsFile(path: path) }
+        let error = try #require(throws: WeightsError.self) { try WeightFile(path: path) }
         #expect(error.description.contains(reason) && error.description.contains(path), "\(error)")
     }
 
     @Test func pathsThatAreNoFilesAreNamed() throws {
         let directory = try TemporaryDirectory()
         for path in [directory.path, directory.path + "/nothing", "/dev/null", "a\u{0}b"] {
-            let error = try #require(throws: WeightsError.self) { try SafetensorsFile(path: path) }
+            let error = try #require(throws: WeightsError.self) { try WeightFile(path: path) }
             #expect(error.description.hasPrefix(path), "\(error)")
         }
     }
@@ -302,7 +334,7 @@ import Testing
         let directory = try TemporaryDirectory()
         for count in 0..<Self.sample.count {
             let path = try directory.write(Array(Self.sample.prefix(count)), to: "x.safetensors")
-            #expect(throws: WeightsError.self, "\(count) bytes") { try SafetensorsFile(path: path) }
+            #expect(throws: WeightsError.self, "\(count) bytes") { try WeightFile(path: path) }
         }
         #expect(try open(Self.sample).names.count == 4)
     }
@@ -326,11 +358,11 @@ import Testing
             }
             let path = try directory.write(bytes, to: "x.safetensors")
             do throws(WeightsError) {
-                let file = try SafetensorsFile(path: path)
+                let file = try WeightFile(path: path)
                 accepted += 1
                 for entry in file.entries.values {
                     #expect(entry.range.lowerBound >= 8 && entry.range.upperBound <= bytes.count)
-                    file.withBytes(of: entry) { #expect($0.count == entry.range.count) }
+                    try? file.withBytes(of: entry) { #expect($0.count == entry.range.count) }
                 }
             } catch {
                 #expect(error.description.hasPrefix(path))

@@ -126,9 +126,9 @@ package final class RandomCheckpoint: Sendable {
 
 /// A tensor to be written.
 package struct SafetensorsTensor: Sendable {
-    let name: String
-    let shape: [Int]
-    let values: [Float]
+    package let name: String
+    package let shape: [Int]
+    package let values: [Float]
 
     /// A tensor from its parts.
     package init(name: String, shape: [Int], values: [Float]) {
@@ -139,9 +139,14 @@ package struct SafetensorsTensor: Sendable {
 }
 
 /// The bytes of a safetensors file.
-package func safetensors(_ tensors: [SafetensorsTensor], storage: RandomCheckpoint.Storage = .float32) -> [UInt8] {
+package func safetensors(
+    _ tensors: [SafetensorsTensor],
+    storage: RandomCheckpoint.Storage = .float32,
+    metadata: [String: String] = [:]
+) -> [UInt8] {
     let size = storage == .float32 ? 4 : 2
     var header: JSONObject = [:]
+    if !metadata.isEmpty { header["__metadata__"] = .object(JSONObject(metadata.map { ($0.key, .string($0.value)) })) }
     var offset = 0
     for tensor in tensors {
         let end = offset + tensor.values.count * size

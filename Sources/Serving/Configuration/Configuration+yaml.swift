@@ -13,6 +13,8 @@ extension Configuration {
           port: \(server.port)
         model:
           path: \(quoted(model.path))
+          vae: \(model.vae.map(quoted) ?? "auto")
+          prediction_type: \(model.prediction.rawValue)
         image:
           width: \(image.width.map(String.init) ?? "auto")
           height: \(image.height.map(String.init) ?? "auto")

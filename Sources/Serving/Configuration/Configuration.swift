@@ -51,10 +51,18 @@ public struct Configuration: Equatable, Sendable {
 
     /// What the daemon draws with.
     public struct Model: Equatable, Sendable {
-        /// `model.path`: a checkpoint.
+        /// `model.path`: a checkpoint, a diffusers folder or a single `.safetensors` or `.ckpt` file.
         ///
         /// Relative to the configuration file. Default `Models/demo`.
         public var path = "Models/demo"
+        /// `model.vae`: an autoencoder to use instead of the model's own, a folder or a file, relative to the configuration file.
+        ///
+        /// Nil (`auto`, the default) is the model's own.
+        public var vae: String?
+        /// `model.prediction_type`: what the model's output means, where the checkpoint does not say or says it wrongly.
+        ///
+        /// Default `auto`.
+        public var prediction = PredictionChoice.auto
     }
 
     /// Picture size of a request that names none.
@@ -174,6 +182,8 @@ public struct Configuration: Equatable, Sendable {
     public var pipelineOptions: PipelineOptions {
         PipelineOptions(
             modelPath: model.path,
+            vaePath: model.vae,
+            prediction: model.prediction,
             precision: precision,
             device: device,
             kernelsDirectory: kernels.directory,

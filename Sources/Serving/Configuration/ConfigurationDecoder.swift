@@ -40,8 +40,10 @@ struct ConfigurationDecoder {
             try server.text("host", into: &result.server.host)
             try server.integer("port", in: 0...65535, into: &result.server.port)
         }
-        if let model = try top.section("model", keys: ["path"]) {
+        if let model = try top.section("model", keys: ["path", "vae", "prediction_type"]) {
             try model.path("path", from: directory, into: &result.model.path)
+            try model.path("vae", from: directory, orWord: "auto", into: &result.model.vae)
+            try model.choice("prediction_type", into: &result.model.prediction)
         }
         if let image = try top.section("image", keys: ["width", "height"]) {
             try image.size("width", atMost: result.limits.width, orWord: "auto", into: &result.image.width)

@@ -37,7 +37,7 @@ package struct ConfigurationFileError: Error, Equatable, CustomStringConvertible
 struct ConfigurationFile: Sendable {
     /// The path, for error messages.
     let path: String
-    private let values: JSONObject
+    private var values: JSONObject
 
     /// Larger than any configuration that exists; a bigger file is not one.
     private static let maximumBytes = 16 << 20
@@ -69,6 +69,11 @@ struct ConfigurationFile: Sendable {
     init(path: String, values: JSONObject) {
         self.path = path
         self.values = values
+    }
+
+    /// Replaces the value of a key by one that somebody knows better.
+    mutating func replace(_ key: String, with value: JSONValue) {
+        values[key] = value
     }
 
     /// The value of a key; nil when the key is missing or null.

@@ -15,7 +15,7 @@ extension WeightLoader {
         let (key, shape) = tensors[collected.count]
         return try withTensor(key, shape) { bytes, type in
             guard let elementType = ElementType(type) else {
-                throw WeightsError.unsupportedType(name: name(key), type: type.rawValue, file: checkpoint.directory)
+                throw WeightsError.unsupportedType(name: name(key), type: type.rawValue, file: checkpoint.source)
             }
             let source = WeightSource(bytes: bytes, type: elementType, outChannels: shape[0])
             return try withSources(tensors, collected + [source], body: body)

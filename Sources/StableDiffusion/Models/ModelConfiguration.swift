@@ -1,5 +1,5 @@
-// A checkpoint folder in diffusers' layout: which parts it has, and the configurations of those used here, checked
-// against each other. Everything a folder can get wrong in its JSON is found here, before any weight is read.
+// Which parts a model has, and the configurations of those used here, checked against each other. Everything a folder can
+// get wrong in its JSON, or a single file in its shapes, is found here, before any weight is read.
 
 internal import JSON
 
@@ -66,10 +66,10 @@ struct ModelIndex: Sendable, Equatable {
     }
 }
 
-/// The configurations of all parts of a checkpoint folder.
+/// The configurations of all parts of a model.
 struct ModelConfiguration: Sendable, Equatable {
-    /// The folder.
-    let folder: String
+    /// The folder or the file.
+    let path: String
     /// Text encoders: one, or the two of Stable Diffusion XL, whose hidden states stand side by side.
     let textEncoders: [CLIPTextModelConfiguration]
     /// Which of their hidden states condition the UNet.
@@ -92,27 +92,20 @@ struct ModelConfiguration: Sendable, Equatable {
     /// Width and height in pixels of the pictures the model was trained for, rounded up to a size that can be asked for.
     var nativeSize: Int { (unet.sampleSize * vae.scaleFactor + sizeMultiple - 1) / sizeMultiple * sizeMultiple }
 
-    /// Reads the folder's JSON files.
-    init(folder: String) throws(ConfigurationFileError) {
-        guard directoryExists(folder) else {
-            let found = regularFileExists(folder) ? "it is a file" : "there is no such folder"
-            throw ConfigurationFileError(
-                file: folder,
-                found: found,
-                allowed: "a model folder in diffusers' layout, with model_index.json"
-            )
-        }
-        self.folder = folder
-        let index = try ModelIndex(file: ConfigurationFile(path: folder + "/model_index.json"))
+    /// Reads the configurations of a folder.
+    init(folder: String) throws {
+        try self.init(ModelSource(path: folder))
+    }
+
+    /// Reads the configurations of a model.
+    init(_ source: ModelSource) throws(ConfigurationFileError) {
+        path = source.path
+        let index = try ModelIndex(file: source.configuration("model_index"))
         forceZerosForEmptyPrompt = index.forceZerosForEmptyPrompt
         hiddenState = index.isXL ? .penultimate : .last
-        var textEncoders = [
-            try CLIPTextModelConfiguration(
-                file: ConfigurationFile(path: folder + "/text_encoder/config.json", nested: "text_config")
-            )
-        ]
+        var textEncoders = [try CLIPTextModelConfiguration(file: source.configuration("text_encoder"))]
         if index.isXL {
-            let file = try ConfigurationFile(path: folder + "/text_encoder_2/config.json", nested: "text_config")
+            let file = try source.configuration("text_encoder_2")
             textEncoders.append(try CLIPTextModelConfiguration(file: file, hasProjection: true))
             // Their hidden states stand side by side, token by token.
             guard textEncoders[0].maxPositionEmbeddings == textEncoders[1].maxPositionEmbeddings else {
@@ -123,12 +116,10 @@ struct ModelConfiguration: Sendable, Equatable {
             }
         }
         self.textEncoders = textEncoders
-        let unetFile = try ConfigurationFile(path: folder + "/unet/config.json")
+        let unetFile = try source.configuration("unet")
         unet = try UNet2DConditionModelConfiguration(file: unetFile)
-        vae = try AutoencoderKLConfiguration(file: ConfigurationFile(path: folder + "/vae/config.json"))
-        scheduler = try SchedulerConfiguration(
-            file: ConfigurationFile(path: folder + "/scheduler/scheduler_config.json")
-        )
+        vae = try AutoencoderKLConfiguration(file: source.configuration("vae"))
+        scheduler = try SchedulerConfiguration(file: source.configuration("scheduler"))
 
         // The parts have to fit each other.
         let hiddenSize = textEncoders.reduce(0) { $0 + $1.hiddenSize }

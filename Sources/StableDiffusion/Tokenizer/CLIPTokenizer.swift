@@ -46,7 +46,11 @@ struct CLIPTokenizer: Sendable {
     ///   - textEncoder: what the ids are for: all of them must be rows of its embedding, and a prompt must fit its
     ///     positions.
     init(directory: String, textEncoder: CLIPTextModelConfiguration) throws(ConfigurationFileError) {
-        let files = try CLIPTokenizerFiles(directory: directory)
+        try self.init(files: CLIPTokenizerFiles(directory: directory), textEncoder: textEncoder)
+    }
+
+    /// The tokenizer of files that have been read, for a text encoder.
+    init(files: CLIPTokenizerFiles, textEncoder: CLIPTextModelConfiguration) throws(ConfigurationFileError) {
         guard files.maximumID < textEncoder.vocabSize else {
             throw ConfigurationFileError(
                 file: files.vocabularyPath,

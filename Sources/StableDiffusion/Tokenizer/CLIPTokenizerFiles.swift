@@ -1,7 +1,8 @@
-// Reads the files of a tokenizer's folder. Published models have them in several generations: vocabulary and merges as
+// Reads the files of a tokenizer's folder, or those within the program. Published models have them in several generations: vocabulary and merges as
 // two files or within tokenizer.json, special tokens in up to four places. The rules for what overrides what are those
 // of transformers 5.23.
 
+internal import CVocabulary
 internal import JSON
 
 /// What a tokenizer's folder says.
@@ -26,6 +27,69 @@ struct CLIPTokenizerFiles {
     /// Larger than any tokenizer's file.
     private static let maximumBytes = 256 << 20
 
+    /// Where the files are: in a folder, or in memory.
+    private struct Folder {
+        let path: String
+        /// Contents by name; nil reads the folder.
+        let contents: [String: [UInt8]]?
+
+        func contains(_ name: String) -> Bool {
+            contents.map { $0[name] != nil } ?? regularFileExists("\(path)/\(name)")
+        }
+
+        func bytes(_ name: String) throws(ConfigurationFileError) -> [UInt8] {
+            if let bytes = contents?[name] { return bytes }
+            do {
+                return try readFile("\(path)/\(name)", maximumBytes: maximumBytes)
+            } catch {
+                throw ConfigurationFileError(file: "\(path)/\(name)", found: error.reason)
+            }
+        }
+
+        /// A file that must hold an object, or nil when there is no such file.
+        func object(_ name: String) throws(ConfigurationFileError) -> JSONObject? {
+            guard contains(name) else { return nil }
+            let document: JSONValue
+            do {
+                document = try JSONValue(parsing: bytes(name))
+            } catch let error as JSONError {
+                throw ConfigurationFileError(file: "\(path)/\(name)", found: "the file is not valid JSON (\(error))")
+            } catch let error as ConfigurationFileError {
+                throw error
+            } catch {
+                throw ConfigurationFileError(file: "\(path)/\(name)", found: "\(error)")
+            }
+            guard case .object(let members) = document else {
+                throw ConfigurationFileError(file: "\(path)/\(name)", found: "the file does not hold a JSON object")
+            }
+            return members
+        }
+    }
+
+    /// CLIP's vocabulary from within the program, for single files, which have none.
+    ///
+    /// - Parameter padToken: What fills up a prompt.
+    static func embedded(padToken: String) throws(ConfigurationFileError) -> CLIPTokenizerFiles {
+        let configuration = JSONValue.object(["model_max_length": 77, "pad_token": .string(padToken)])
+        return try CLIPTokenizerFiles(
+            Folder(
+                path: "the vocabulary within the program",
+                contents: [
+                    "vocab.json": [UInt8](
+                        UnsafeRawBufferPointer(
+                            start: diffused_clip_vocabulary(),
+                            count: diffused_clip_vocabulary_size()
+                        )
+                    ),
+                    "merges.txt": [UInt8](
+                        UnsafeRawBufferPointer(start: diffused_clip_merges(), count: diffused_clip_merges_size())
+                    ),
+                    "tokenizer_config.json": Array(configuration.serialized.utf8),
+                ]
+            )
+        )
+    }
+
     /// A token as a file describes it.
     private struct Description {
         let content: String
@@ -43,24 +107,27 @@ struct CLIPTokenizerFiles {
         }
     }
 
-    /// Reads the folder.
+    /// Reads a folder.
     init(directory: String) throws(ConfigurationFileError) {
-        let config = try Self.object(directory + "/tokenizer_config.json") ?? [:]
-        let specialTokens = try Self.object(directory + "/special_tokens_map.json") ?? [:]
+        try self.init(Folder(path: directory, contents: nil))
+    }
+
+    private init(_ folder: Folder) throws(ConfigurationFileError) {
+        let directory = folder.path
+        let config = try folder.object("tokenizer_config.json") ?? [:]
+        let specialTokens = try folder.object("special_tokens_map.json") ?? [:]
         let vocabulary: [String: Int]
         let merges: [(String, String)]
         var added: [CLIPTokenizer.AddedToken] = []
-        let pair = (directory + "/vocab.json", directory + "/merges.txt")
-        let single = directory + "/tokenizer.json"
-        let whole = try Self.object(single)
-        if regularFileExists(pair.0), regularFileExists(pair.1) {
-            vocabularyPath = pair.0
-            vocabulary = try Self.vocabulary(Self.object(pair.0), path: pair.0)
-            merges = try Self.merges(textFile: pair.1)
+        let whole = try folder.object("tokenizer.json")
+        if folder.contains("vocab.json"), folder.contains("merges.txt") {
+            vocabularyPath = directory + "/vocab.json"
+            vocabulary = try Self.vocabulary(folder.object("vocab.json"), path: vocabularyPath)
+            merges = try Self.merges(text: folder.bytes("merges.txt"), path: directory + "/merges.txt")
         } else if let whole {
-            vocabularyPath = single
-            vocabulary = try Self.vocabulary(whole["model"]?["vocab"]?.objectValue, path: single)
-            merges = try Self.merges(of: whole, path: single)
+            vocabularyPath = directory + "/tokenizer.json"
+            vocabulary = try Self.vocabulary(whole["model"]?["vocab"]?.objectValue, path: vocabularyPath)
+            merges = try Self.merges(of: whole, path: vocabularyPath)
         } else {
             let names = directoryNames(directory)
             for name in ["vocab.json", "merges.txt", "tokenizer.json"] where names.contains(name) {
@@ -75,7 +142,7 @@ struct CLIPTokenizerFiles {
         }
         if let whole { added += Self.addedTokens(whole["added_tokens"]?.arrayValue) }
         added += Self.addedTokens(config["added_tokens_decoder"]?.objectValue)
-        for (content, id) in try Self.object(directory + "/added_tokens.json") ?? [:] {
+        for (content, id) in try folder.object("added_tokens.json") ?? [:] {
             guard let id = id.integerValue else { continue }
             added.append(CLIPTokenizer.AddedToken(content: content, id: id, normalized: true))
         }
@@ -139,26 +206,6 @@ struct CLIPTokenizerFiles {
         maximumID = max(encoding.tokens.count - 1, allIDs.max() ?? 0)
     }
 
-    /// A file that must hold an object, or nil when there is no such file.
-    private static func object(_ path: String) throws(ConfigurationFileError) -> JSONObject? {
-        guard regularFileExists(path) else { return nil }
-        do {
-            let bytes = try readFile(path, maximumBytes: maximumBytes)
-            guard case .object(let members) = try JSONValue(parsing: bytes) else {
-                throw ConfigurationFileError(file: path, found: "the file does not hold a JSON object")
-            }
-            return members
-        } catch let error as FileReadingError {
-            throw ConfigurationFileError(file: path, found: error.reason)
-        } catch let error as JSONError {
-            throw ConfigurationFileError(file: path, found: "the file is not valid JSON (\(error))")
-        } catch let error as ConfigurationFileError {
-            throw error
-        } catch {
-            throw ConfigurationFileError(file: path, found: "\(error)")
-        }
-    }
-
     private static func vocabulary(
         _ members: JSONObject?,
         path: String
@@ -177,13 +224,7 @@ struct CLIPTokenizerFiles {
         return vocabulary
     }
 
-    private static func merges(textFile path: String) throws(ConfigurationFileError) -> [(String, String)] {
-        let bytes: [UInt8]
-        do {
-            bytes = try readFile(path, maximumBytes: maximumBytes)
-        } catch {
-            throw ConfigurationFileError(file: path, found: error.reason)
-        }
+    private static func merges(text bytes: [UInt8], path: String) throws(ConfigurationFileError) -> [(String, String)] {
         var merges: [(String, String)] = []
         for (number, line) in bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false).enumerated()
         {

@@ -1,16 +1,17 @@
-// The weights of one part of a model (`unet/`, `vae/`, `text_encoder/`): finds the files, whichever way the folder
-// names and shards them, and reads tensors by name with the expected shape. Published checkpoints name some tensors
-// differently; `TensorNames` says how.
+// The weights of one part of a model (UNet, autoencoder, text encoder): of a folder (`unet/`), whichever way it names and
+// shards the files, or of a file that holds all parts. Tensors are read by the name diffusers has for them, with the expected
+// shape; a `TensorNaming` says what files call them.
 
-/// The weights of one component's directory.
+/// The weights of one component.
 ///
 /// Safe to read from several threads.
 package final class Checkpoint: Sendable {
-    /// The directory, for messages about a tensor that is in no file.
-    package let directory: String
+    /// The directory or the file, for messages about a tensor that is in no file.
+    package let source: String
     /// The open files.
-    package let files: [SafetensorsFile]
-    private let locations: [String: (file: Int, entry: SafetensorsFile.Entry)]
+    package let files: [WeightFile]
+    private let naming: TensorNaming
+    private let locations: [String: (file: Int, entry: WeightFile.Entry)]
 
     /// Opens the weights of a component.
     ///
@@ -20,20 +21,27 @@ package final class Checkpoint: Sendable {
     }
 
     /// Opens files that together hold a component's weights.
-    package init(directory: String, paths: [String]) throws(WeightsError) {
-        self.directory = directory
-        var files: [SafetensorsFile] = []
-        var locations: [String: (file: Int, entry: SafetensorsFile.Entry)] = [:]
-        for path in paths {
-            let file = try SafetensorsFile(path: path)
+    package convenience init(directory: String, paths: [String]) throws(WeightsError) {
+        var files: [WeightFile] = []
+        for path in paths { files.append(try WeightFile(path: path)) }
+        try self.init(source: directory, files: files, naming: TensorNames.diffusers)
+    }
+
+    /// The component whose tensors are in open files.
+    ///
+    /// - Parameter naming: What the files call the component's tensors; they may hold others as well.
+    init(source: String, files: [WeightFile], naming: @escaping TensorNaming) throws(WeightsError) {
+        self.source = source
+        self.files = files
+        self.naming = naming
+        var locations: [String: (file: Int, entry: WeightFile.Entry)] = [:]
+        for (index, file) in files.enumerated() {
             for (name, entry) in file.entries {
-                if let other = locations.updateValue((files.count, entry), forKey: name) {
-                    throw .malformed(file: path, reason: "\"\(name)\" is also in \(files[other.file].path)")
+                if let other = locations.updateValue((index, entry), forKey: name) {
+                    throw .malformed(file: file.path, reason: "\"\(name)\" is also in \(files[other.file].path)")
                 }
             }
-            files.append(file)
         }
-        self.files = files
         self.locations = locations
     }
 
@@ -57,27 +65,42 @@ package final class Checkpoint: Sendable {
         shape: [Int],
         body: (UnsafeRawBufferPointer, WeightType) throws -> Result
     ) throws -> Result {
-        guard let stored = resolve(name), let location = locations[stored] else {
-            throw WeightsError.missing(name: name, tried: TensorNames.spellings(of: name), source: directory)
+        let (file, entry) = try checkedEntry(named: name, shape: shape)
+        return try file.withBytes(of: entry.value) { bytes in
+            if let index = entry.type.firstNonFinite(in: bytes) {
+                throw WeightsError.nonFinite(name: entry.name, index: index, file: file.path)
+            }
+            return try body(bytes, entry.type)
+        }
+    }
+
+    /// Checks that a tensor is there with a shape, in a type that is read; its elements are not looked at.
+    package func check(_ name: String, shape: [Int]) throws(WeightsError) {
+        _ = try checkedEntry(named: name, shape: shape)
+    }
+
+    private func checkedEntry(
+        named name: String,
+        shape: [Int]
+    ) throws(WeightsError) -> (WeightFile, (name: String, value: WeightFile.Entry, type: WeightType)) {
+        guard let stored = resolve(name), let location = locations[stored.name] else {
+            throw .missing(name: name, tried: naming(name).map(\.name), source: source)
         }
         let file = files[location.file]
-        guard location.entry.shape.withoutTrailingOnes == shape.withoutTrailingOnes else {
-            throw WeightsError.shapeMismatch(
-                name: stored,
-                expected: shape,
-                found: location.entry.shape,
-                file: file.path
-            )
-        }
+        let view = location.entry.view(stored)
         guard let type = location.entry.type, type.isWeight else {
-            throw WeightsError.unsupportedType(name: stored, type: location.entry.typeName, file: file.path)
+            throw .unsupportedType(name: stored.name, type: location.entry.typeName, file: file.path)
         }
-        return try file.withBytes(of: location.entry) { bytes in
-            if let index = type.firstNonFinite(in: bytes) {
-                throw WeightsError.nonFinite(name: stored, index: index, file: file.path)
-            }
-            return try body(bytes, type)
+        guard let view, view.shape.withoutTrailingOnes == shape.withoutTrailingOnes else {
+            let found = view?.shape ?? location.entry.shape
+            throw .shapeMismatch(name: stored.name, expected: shape, found: found, file: file.path)
         }
+        return (file, (stored.name, view, type))
+    }
+
+    /// The entries that a name resolves to, as they are stored; nil when it is in no file.
+    func stored(_ name: String) -> (stored: StoredTensor, entry: WeightFile.Entry)? {
+        resolve(name).flatMap { stored in locations[stored.name].map { (stored, $0.entry) } }
     }
 
     /// A tensor as floats, in the order of the file.
@@ -99,9 +122,8 @@ package final class Checkpoint: Sendable {
         }
     }
 
-    private func resolve(_ name: String) -> String? {
-        if locations[name] != nil { return name }
-        return TensorNames.spellings(of: name).first { locations[$0] != nil }
+    private func resolve(_ name: String) -> StoredTensor? {
+        naming(name).first { locations[$0.name] != nil }
     }
 }
 

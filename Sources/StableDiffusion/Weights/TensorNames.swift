@@ -1,8 +1,37 @@
 // The names under which published checkpoints keep the same tensor. The models ask by the names of today's diffusers
 // and transformers; this is the only place that knows the others.
 
+/// Where a tensor that a model asks for is kept: a tensor of a file, or a part of one.
+package struct StoredTensor: Sendable, Equatable {
+    /// One of several equal parts of the first dimension.
+    package struct Part: Sendable, Equatable {
+        let index: Int
+        let count: Int
+    }
+
+    /// The name in the file.
+    package var name: String
+    /// Which rows; nil for all.
+    package var part: Part?
+    /// Whether rows and columns are exchanged.
+    package var isTransposed = false
+
+    /// A whole tensor, as it is.
+    init(_ name: String, part: Part? = nil, isTransposed: Bool = false) {
+        self.name = name
+        self.part = part
+        self.isTransposed = isTransposed
+    }
+}
+
+/// Gives the places at which the tensor of a name can be, the likeliest first.
+package typealias TensorNaming = @Sendable (_ name: String) -> [StoredTensor]
+
 /// Other spellings of tensor names.
 enum TensorNames {
+    /// The naming of the files in a diffusers folder.
+    static let diffusers: TensorNaming = { name in spellings(of: name).map { StoredTensor($0) } }
+
     /// Parts of an attention as the autoencoders on the hub have them, from before diffusers 0.15.
     private static let oldAttentionNames = [
         ("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"),

@@ -11,6 +11,12 @@ package enum WeightsError: Error, Equatable, CustomStringConvertible {
     case truncated(file: String, reason: String)
     /// A file is not what it claims to be.
     case malformed(file: String, reason: String)
+    /// A container, or a way to write one, that is not read here.
+    case unsupportedFormat(file: String, found: String, advice: String)
+    /// A pickle wants a name that no file of tensors needs.
+    case forbiddenGlobal(name: String, file: String)
+    /// A file is something else than what it was given as.
+    case wrongKind(file: String, found: String, advice: String)
     /// A tensor the model needs is not there.
     case missing(name: String, tried: [String], source: String)
     /// A tensor has another shape than the configuration asks for.
@@ -30,10 +36,16 @@ package enum WeightsError: Error, Equatable, CustomStringConvertible {
         case .truncated(let file, let reason):
             "\(file): the file is truncated: \(reason); download it again"
         case .malformed(let file, let reason):
-            "\(file): not a valid safetensors file: \(reason)"
+            "\(file): not a valid checkpoint: \(reason)"
+        case .unsupportedFormat(let file, let found, let advice):
+            "\(file): \(found), which is not read here; \(advice)"
+        case .forbiddenGlobal(let name, let file):
+            "\(file): the pickle wants `\(name)`, which no tensor needs; nothing was executed. Do not load the file anywhere else, "
+                + "and get the model as .safetensors"
+        case .wrongKind(let file, let found, let advice):
+            "\(file): this is \(found); \(advice)"
         case .missing(let name, let tried, let source):
-            "\(source): the weight \"\(name)\" is missing"
-                + (tried.count > 1 ? " (also looked for \(tried.dropFirst().joined(separator: ", ")))" : "")
+            "\(source): the weight \"\(name)\" is missing" + Self.otherNames(tried.filter { $0 != name })
         case .shapeMismatch(let name, let expected, let found, let file):
             "\(file): the weight \"\(name)\" has the shape \(found), but the configuration asks for \(expected)"
         case .unsupportedType(let name, let type, let file):
@@ -41,5 +53,8 @@ package enum WeightsError: Error, Equatable, CustomStringConvertible {
         case .nonFinite(let name, let index, let file):
             "\(file): element \(index) of the weight \"\(name)\" is infinite or not a number; the file is damaged"
         }
+    }
+    private static func otherNames(_ names: [String]) -> String {
+        names.isEmpty ? "" : " (also looked for \(names.joined(separator: ", ")))"
     }
 }

@@ -1,73 +1,23 @@
-// One safetensors file, mapped into memory. The header is checked completely when the file is opened, so that reading a
-// tensor later can neither leave the file nor overlap another tensor. Format: eight bytes with the length of the header
-// (little-endian), the header as JSON, then the tensors' bytes without gaps.
+// The safetensors format. The header is checked completely when a file is opened, so that reading a tensor later can
+// neither leave the file nor overlap another tensor. Eight bytes with the length of the header (little-endian), the header
+// as JSON, then the tensors' bytes without gaps.
 
-internal import Glibc
 internal import JSON
 
-/// A mapped, checked safetensors file.
-///
-/// Safe to read from several threads.
-///
-/// The file must not be made shorter while it is open; pages that vanish end the process, as with every mapping.
-package final class SafetensorsFile: Sendable {
-    /// Where a tensor lies in a file and what it is.
-    package struct Entry: Sendable, Equatable {
-        /// Element type as the header spells it.
-        package let typeName: String
-        /// Element type, if it is one this program knows.
-        package let type: WeightType?
-        /// Shape, outermost dimension first; empty for a scalar.
-        package let shape: [Int]
-        /// Bytes within the file.
-        package let range: Range<Int>
-    }
-
-    /// The file's path.
-    package let path: String
-    /// Tensors by name.
-    package let entries: [String: Entry]
-    private let mapping: FileMapping
-
+/// Reads the header of a safetensors file.
+enum Safetensors {
     /// The reference implementation's limit, which keeps a damaged length from allocating gigabytes.
     private static let maximumHeaderBytes = 100_000_000
 
-    /// Maps a file and checks its header.
-    package init(path: String) throws(WeightsError) {
-        self.path = path
-        mapping = try FileMapping(path: path)
-        entries = try Self.entries(in: mapping.bytes, path: path)
-    }
-
-    /// Gives the stored bytes of a tensor, at any alignment, to `body`.
+    /// The tensors of a file and what its header says about itself (`__metadata__`).
     ///
-    /// The pointer is valid only within it. The pages of a large tensor leave the process's memory afterwards (they stay in the system's page
-    /// cache): a model on its way to the device is not to be resident twice.
-    package func withBytes<Result>(
-        of entry: Entry,
-        _ body: (UnsafeRawBufferPointer) throws -> Result
-    ) rethrows -> Result {
-        // The mapping ends with its owner, which the optimiser may release after the last use of `self`.
-        try withExtendedLifetime(mapping) {
-            defer { mapping.releasePages(entry.range) }
-            return try body(UnsafeRawBufferPointer(rebasing: mapping.bytes[entry.range]))
-        }
-    }
-
-    private static func entries(
-        in bytes: UnsafeRawBufferPointer,
-        path: String
-    ) throws(WeightsError) -> [String: Entry] {
+    /// - Parameters:
+    ///   - bytes: The whole file.
+    ///   - path: For messages.
+    static func contents(of bytes: UnsafeRawBufferPointer, path: String) throws(WeightsError) -> WeightFile.Contents {
         let prefixBytes = MemoryLayout<UInt64>.size
         guard bytes.count >= prefixBytes else {
             throw .truncated(file: path, reason: "it has \(bytes.count) bytes, less than the length of a header")
-        }
-        // What a clone without Git LFS leaves in place of a large file.
-        if bytes.starts(with: Array("version https://git-lfs".utf8)) {
-            throw .malformed(
-                file: path,
-                reason: "it is a Git LFS pointer; run \"git lfs pull\", or download the file itself"
-            )
         }
         let length = UInt64(littleEndian: bytes.loadUnaligned(as: UInt64.self))
         guard length <= UInt64(maximumHeaderBytes) else {
@@ -89,7 +39,7 @@ package final class SafetensorsFile: Sendable {
         guard case .object(let members) = header else {
             throw .malformed(file: path, reason: "the header is not a JSON object")
         }
-        var entries: [String: Entry] = [:]
+        var entries: [String: WeightFile.Entry] = [:]
         for (name, value) in members where name != "__metadata__" {
             do {
                 entries[name] = try entry(value, dataStart: dataStart)
@@ -98,14 +48,16 @@ package final class SafetensorsFile: Sendable {
             }
         }
         try checkLayout(entries, dataStart: dataStart, end: bytes.count, path: path)
-        return entries
+        var metadata: [String: String] = [:]
+        for (key, value) in members["__metadata__"]?.objectValue ?? [:] { metadata[key] = value.stringValue }
+        return WeightFile.Contents(format: .safetensors, entries: entries, metadata: metadata)
     }
 
     private struct EntryError: Error {
         let reason: String
     }
 
-    private static func entry(_ value: JSONValue, dataStart: Int) throws(EntryError) -> Entry {
+    private static func entry(_ value: JSONValue, dataStart: Int) throws(EntryError) -> WeightFile.Entry {
         guard let typeName = value["dtype"]?.stringValue else { throw EntryError(reason: "it has no dtype") }
         guard let dimensions = value["shape"]?.arrayValue else { throw EntryError(reason: "it has no shape") }
         var shape: [Int] = []
@@ -132,12 +84,12 @@ package final class SafetensorsFile: Sendable {
         }
         let (last, overflow) = end.addingReportingOverflow(dataStart)
         guard !overflow else { throw EntryError(reason: "its data_offsets are larger than any file") }
-        return Entry(typeName: typeName, type: type, shape: shape, range: (last - (end - begin))..<last)
+        return WeightFile.Entry(typeName: typeName, type: type, shape: shape, range: (last - (end - begin))..<last)
     }
 
     /// Tensors must fill the file from the header's end to its own, each byte once.
     private static func checkLayout(
-        _ entries: [String: Entry],
+        _ entries: [String: WeightFile.Entry],
         dataStart: Int,
         end: Int,
         path: String
@@ -164,46 +116,5 @@ package final class SafetensorsFile: Sendable {
         guard position == end else {
             throw .malformed(file: path, reason: "\(end - position) bytes after the last tensor belong to none")
         }
-    }
-}
-
-/// A file mapped for reading, until the last reference goes.
-private final class FileMapping: Sendable {
-    /// The whole file.
-    ///
-    /// Never written to, and unmapped only in `deinit`, hence safe to share.
-    nonisolated(unsafe) let bytes: UnsafeRawBufferPointer
-
-    init(path: String) throws(WeightsError) {
-        let file: OpenFile
-        do {
-            file = try openForReading(path)
-        } catch {
-            throw .unreadable(file: path, reason: error.reason)
-        }
-        defer { close(file.number) }
-        // The system refuses to map nothing.
-        guard file.size > 0 else { throw .truncated(file: path, reason: "it is empty") }
-        guard let address = mmap(nil, file.size, PROT_READ, MAP_PRIVATE, file.number, 0), address != MAP_FAILED else {
-            throw .unreadable(
-                file: path,
-                reason: "the file cannot be mapped into memory (\(String(cString: strerror(errno))))"
-            )
-        }
-        bytes = UnsafeRawBufferPointer(start: address, count: file.size)
-    }
-
-    /// Takes the pages that lie wholly in a range out of the process's memory; touched again, they are mapped again.
-    func releasePages(_ range: Range<Int>) {
-        // The mapping begins with a page, so offsets are aligned where addresses are.
-        let pageSize = Int(getpagesize())
-        let first = (range.lowerBound + pageSize - 1) / pageSize * pageSize
-        let end = range.upperBound / pageSize * pageSize
-        guard first < end, let base = bytes.baseAddress else { return }
-        madvise(UnsafeMutableRawPointer(mutating: base + first), end - first, MADV_DONTNEED)
-    }
-
-    deinit {
-        munmap(UnsafeMutableRawPointer(mutating: bytes.baseAddress), bytes.count)
     }
 }
