@@ -27,6 +27,17 @@ __kernel void matmul_epilogue(__global const float* restrict x, __global const f
     STORE_OUTPUT(y, row * O + o, value);
 }
 
+// masked — y = m x + (1 - m) (A a + B b): what is drawn where a mask says so, and the picture there was at its level of noise elsewhere.
+// Layout    all [COUNT] float
+// Mapping   global (COUNT rounded up)
+// Variants  -DACTIVATION=0
+__kernel void masked(__global const float* restrict x, __global const float* restrict m, __global const float* restrict a,
+                     __global const float* restrict b, __global float* restrict y, const float A, const float B, const ulong COUNT)
+{
+    const size_t i = get_global_id(0);
+    if (i < COUNT) y[i] = m[i] * x[i] + (1 - m[i]) * (A * a[i] + B * b[i]);
+}
+
 // activated_sum — y = f(a + b).
 // Mapping   global (COUNT rounded up)
 // Variants  -DFUNCTION=1 | -DFUNCTION=1 -DACTIVATION=1

@@ -5,9 +5,9 @@ Run by hand when a fixture is added; the tests only read what it writes. Everyth
 changes nothing. The versions are part of the reference:
 
     python3 -m venv .venv
-    .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6 scipy==1.17.1 torchsde==0.2.6
+    .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6 scipy==1.17.1 torchsde==0.2.6 pillow==13.0.0
     .venv/bin/python scripts/make-fixtures.py [schedulers] [samplers] [noise] [seeds] [tokenizer] [models] [sampled] [prompts] \\
-        [single_files] [torch_files]
+        [single_files] [torch_files] [pictures]
 """
 
 import importlib
@@ -16,6 +16,7 @@ from pathlib import Path
 
 PARTS = [
     "schedulers", "samplers", "noise", "seeds", "tokenizer", "models", "sampled", "prompts", "single_files", "torch_files",
+    "pictures",
 ]
 VERSIONS = {
     "torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0", "numpy": "2.4.6", "scipy": "1.17.1",

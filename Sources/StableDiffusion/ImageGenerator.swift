@@ -88,6 +88,23 @@ public struct Seed: Sendable, Hashable, CustomStringConvertible {
     }
 }
 
+/// A picture to make a picture from.
+public struct SourcePicture: Sendable, Equatable {
+    /// Rows of RGB triples, 8 bits a channel, of the size of the picture that is asked for.
+    public var pixels: [UInt8]
+    /// One byte a pixel: from 128 on it is drawn anew, below it stays; nil draws all of it anew.
+    public var mask: [UInt8]?
+    /// How far from the picture the drawing begins: above 0, which would change nothing, to 1, which begins with noise.
+    public var strength: Double
+
+    /// A picture from its parts.
+    public init(pixels: [UInt8], mask: [UInt8]? = nil, strength: Double) {
+        self.pixels = pixels
+        self.mask = mask
+        self.strength = strength
+    }
+}
+
 /// Everything that determines one picture.
 public struct GenerationRequest: Sendable, Equatable {
     /// The largest guidance scale: far beyond any use, and small enough that latents stay within the range of half floats.
@@ -126,6 +143,8 @@ public struct GenerationRequest: Sendable, Equatable {
     ///
     /// At least 1.
     public var clipSkip: Int
+    /// What the picture is made from; nil for noise.
+    public var source: SourcePicture?
 
     /// A request with every parameter given; the defaults of a service belong to its configuration.
     public init(
@@ -142,7 +161,8 @@ public struct GenerationRequest: Sendable, Equatable {
         spacing: TimestepSpacing? = nil,
         eta: Double? = nil,
         promptSyntax: PromptSyntax = .plain,
-        clipSkip: Int = 1
+        clipSkip: Int = 1,
+        source: SourcePicture? = nil
     ) {
         self.prompt = prompt
         self.negativePrompt = negativePrompt
@@ -158,6 +178,7 @@ public struct GenerationRequest: Sendable, Equatable {
         self.eta = eta
         self.promptSyntax = promptSyntax
         self.clipSkip = clipSkip
+        self.source = source
     }
 }
 

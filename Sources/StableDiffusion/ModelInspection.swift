@@ -188,7 +188,7 @@ public struct ModelInspection: Codable, Sendable, Equatable {
         let second = (try? source.configuration("text_encoder_2")).flatMap {
             try? CLIPTextModelConfiguration(file: $0, hasProjection: true)
         }
-        let encoder = (vae?.encoderTensors.map(\.name) ?? []) + ["quant_conv.weight", "quant_conv.bias"]
+        let encoder = vae?.encoderTensors.map(\.name) ?? []
         var problems: [String] = []
         var (used, all): (Set<String>, Set<String>) = ([], [])
         for (name, needed, known) in [

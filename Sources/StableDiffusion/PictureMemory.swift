@@ -85,6 +85,8 @@ struct PicturePlan: Sendable, Equatable {
         let tokens: [Int]
         /// Latents, outputs and noise that the sampler keeps while the model runs.
         let heldLatents: Int
+        /// Whether it is made from a picture, and whether with a mask.
+        let source: [Bool]
     }
 
     let shape: Shape
@@ -135,36 +137,22 @@ extension StableDiffusionPipeline {
         return plans
     }
 
-    /// What a picture takes: a dry run of everything that depends on its size.
-    ///
-    /// - Parameter heldLatents: What the sampler keeps, if not what the request's does.
-    func need(_ request: GenerationRequest, bands: DecoderBands?, heldLatents: Int? = nil) throws -> MemoryNeed {
-        let (width, height) = (request.width, request.height)
-        let scale = configuration.vae.scaleFactor
-        let heldLatents = try heldLatents ?? program(request).heldValues
+    /// What a picture takes: a dry run of its generation, up to the step at which the sampler keeps most.
+    func need(_ request: GenerationRequest, bands: DecoderBands?) throws -> MemoryNeed {
+        let program = try program(request)
         var need = try device.memoryNeed {
-            // In the order of `TextToImageGeneration`.
-            let contexts = try contexts(encode(request), request)
-            // The latents of the step and whatever else the sampler has not done with.
-            var held = try (0..<heldLatents).map { _ in
-                try Tensor(
-                    [1, height / scale, width / scale, configuration.vae.latentChannels],
-                    .float32,
-                    on: device
-                )
-            }
-            let output = try predict(held[0], timestep: 0, inputScale: 1, contexts, for: request)
-            let latents = try Tensor.weightedSum([(1, held[0]), (1, output)])
-            withExtendedLifetime(output) {}
-            held = []
-            let picture = try vae.decode(latents, bands: bands)
-            // As `TextToImageGeneration.decode` reads it.
+            let generation = try PictureGeneration(request, program, self, bands: bands)
+            for _ in 0...program.stepThatHoldsMost { try generation.step() }
+            let picture = try generation.decodedLatents()
+            // As `PictureGeneration.decode` reads it.
             _ = try picture.converted(to: .float32)
             _ = try Tensor([(picture.count + 3) / 4], .float32, on: device)
-            withExtendedLifetime((latents, contexts)) {}
+            withExtendedLifetime(generation) {}
         }
         // The pixels as floats, as bytes, and as a PNG under way.
-        if device.sharesHostMemory { need.peakBytes += width * height * configuration.vae.outChannels * 8 }
+        if device.sharesHostMemory {
+            need.peakBytes += request.width * request.height * configuration.vae.outChannels * 8
+        }
         return need
     }
 
@@ -173,7 +161,8 @@ extension StableDiffusionPipeline {
             width: request.width,
             height: request.height,
             tokens: try promptEncoder.tokenCounts(request, usesGuidance: usesGuidance(request)),
-            heldLatents: try program(request).heldValues
+            heldLatents: try program(request).heldValues,
+            source: request.source.map { [$0.mask != nil, $0.strength == 1] } ?? []
         )
     }
 
@@ -221,11 +210,21 @@ extension StableDiffusionPipeline {
         while tooLarge - fitting > 1 {
             let middle = (fitting + tooLarge) / 2
             let candidate = size(middle)
-            var smaller = request
-            (smaller.width, smaller.height) = (candidate.width, candidate.height)
+            let smaller = request.resized(candidate)
             let plans = try plans(smaller)
             if plans.contains(where: { fits($0, in: available) }) { fitting = middle } else { tooLarge = middle }
         }
         return fitting == 0 ? nil : size(fitting)
+    }
+}
+
+extension GenerationRequest {
+    /// The same for a picture of another size, whose contents make no difference.
+    fileprivate func resized(_ size: PictureMemory.Size) -> GenerationRequest {
+        var result = self
+        (result.width, result.height) = (size.width, size.height)
+        result.source?.pixels = [UInt8](repeating: 0, count: size.width * size.height * 3)
+        if source?.mask != nil { result.source?.mask = [UInt8](repeating: 255, count: size.width * size.height) }
+        return result
     }
 }

@@ -1,6 +1,7 @@
 // The pipeline: tokenise -> encode -> denoise step by step -> decode (diffusers' StableDiffusionPipeline). A generation is a value
 // that is stepped from outside, so that progress, cancellation and sharing the device are the caller's business.
 
+internal import Foundation
 public import Logging
 internal import TensorOps
 
@@ -12,6 +13,10 @@ public final class StableDiffusionPipeline: ImageGenerator {
     let promptEncoder: PromptEncoder
     let unet: UNet2DConditionModel
     let vae: AutoencoderKL
+    /// The autoencoder's other half; nil until a picture is to be made from a picture.
+    private(set) var encoder: AutoencoderKLEncoder?
+    private let vaeFiles: Checkpoint
+    private let vaeDevice: TensorDevice
     let configuration: ModelConfiguration
     /// Picture size that the pool's buffers are for.
     private var pooledSize: [Int] = []
@@ -35,7 +40,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
         }
         let textEncoderFiles = try suffixes.map { try source.checkpoint("text_encoder" + $0) }
         let unetFiles = try source.checkpoint("unet")
-        let vaeFiles = try source.checkpoint("vae")
+        vaeFiles = try source.checkpoint("vae")
         let parts =
             zip(textEncoderFiles, configuration.textEncoders.map(\.tensors))
             + [(unetFiles, configuration.unet.tensors), (vaeFiles, configuration.vae.decoderTensors)]
@@ -52,7 +57,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
         )
         unet = try UNet2DConditionModel(WeightLoader(unetFiles), configuration.unet, on: device)
         // Stable Diffusion XL's overflows in half precision, where activations are that.
-        let vaeDevice = configuration.needsFloat32VAE ? device.withFloat32Activations() : device
+        vaeDevice = configuration.needsFloat32VAE ? device.withFloat32Activations() : device
         vae = try AutoencoderKL(WeightLoader(vaeFiles), configuration.vae, on: vaeDevice)
         // Staging memory of the upload is of no further use.
         try device.finish()
@@ -84,7 +89,10 @@ public final class StableDiffusionPipeline: ImageGenerator {
         if size != pooledSize { device.releaseUnusedMemory() }
         pooledSize = size
         return try translatingDeviceErrors(releasing: device) {
-            try TextToImageGeneration(request, self)
+            let program = try program(request)
+            if request.source != nil || configuration.isInpainting { try loadEncoder() }
+            // Said now rather than after all the steps.
+            return try PictureGeneration(request, program, self, bands: plan(for: request).bands)
         }
     }
 
@@ -98,20 +106,64 @@ public final class StableDiffusionPipeline: ImageGenerator {
         try prompts.batches.map { try unet.context(of: $0, height: request.height, width: request.width) }
     }
 
+    /// The shape of a picture's latents, `[1, H, W, C]`.
+    func latentShape(_ request: GenerationRequest) -> [Int] {
+        let scale = configuration.vae.scaleFactor
+        return [1, request.height / scale, request.width / scale, configuration.vae.latentChannels]
+    }
+
     /// The next noise of a picture, times a deviation: `[1, H, W, C]`, float32.
     func noise(_ generator: inout NoiseGenerator, for request: GenerationRequest, deviation: Double = 1) throws
         -> Tensor
     {
-        let scale = configuration.vae.scaleFactor
-        let (height, width, channels) = (
-            request.height / scale, request.width / scale, configuration.vae.latentChannels
-        )
-        let values = generator.latents(channels: channels, height: height, width: width)
+        let shape = latentShape(request)
+        // Values are of no use where nothing is computed.
+        if device.isDryRun { return try Tensor(shape, .float32, on: device) }
+        let values = generator.latents(channels: shape[3], height: shape[1], width: shape[2])
         return try device.tensor(
             deviation == 1 ? values : values.map { $0 * Float(deviation) },
-            shape: [1, height, width, channels],
+            shape: shape,
             type: .float32
         )
+    }
+
+    /// Reads the autoencoder's encoder, which text to image does without, when it is first needed.
+    private func loadEncoder() throws {
+        guard encoder == nil else { return }
+        do {
+            for tensor in configuration.vae.encoderTensors { try vaeFiles.check(tensor.name, shape: tensor.shape) }
+        } catch {
+            throw GenerationError.invalid(field: "image", reason: "the model cannot read pictures: \(error)")
+        }
+        encoder = try AutoencoderKLEncoder(WeightLoader(vaeFiles), configuration.vae, on: vaeDevice)
+        try device.finish()
+        device.releaseUnusedMemory()
+        plans = []
+    }
+
+    /// The latents of a picture, drawn from the distribution that the encoder gives: `[1, H, W, C]`, float32, times the scaling factor.
+    ///
+    /// - Parameter pixels: RGB of the request's size, -1 ... 1.
+    func latents(of pixels: [Float], _ generator: inout NoiseGenerator, for request: GenerationRequest) throws
+        -> Tensor
+    {
+        guard let encoder else { preconditionFailure("a picture before the encoder was loaded") }
+        let picture = try device.tensor(pixels, shape: [1, request.height, request.width, 3], type: .float32)
+        let moments = try encoder(picture).floats()
+        let shape = latentShape(request)
+        let channels = shape[3]
+        var latents = generator.latents(channels: channels, height: shape[1], width: shape[2])
+        let scale = Float(configuration.vae.scalingFactor)
+        for index in latents.indices {
+            let start = index / channels * 2 * channels + index % channels
+            // Clamped as diffusers' `DiagonalGaussianDistribution` does.
+            let deviation = exp(0.5 * min(max(moments[start + channels], -30), 20))
+            latents[index] = (moments[start] + deviation * latents[index]) * scale
+        }
+        guard latents.allSatisfy(\.isFinite) else {
+            throw GenerationError.nonFinite(reason: "the autoencoder's numbers overflow on the picture given")
+        }
+        return try device.tensor(latents, shape: shape, type: .float32)
     }
 
     /// Whether the model runs twice a step, as diffusers decides it: not for a scale of 1 or less, nor with a model that is told the scale.
@@ -124,16 +176,21 @@ public final class StableDiffusionPipeline: ImageGenerator {
     /// - Parameters:
     ///   - latents: `[1, H, W, C]`, float32.
     ///   - contexts: Of the prompt, or with guidance of the negative prompt and the prompt; see `contexts(_:_:)`.
+    ///   - conditioning: `[1, H, W, 1 + C]`, what models for inpainting are given besides; nil for others.
     func predict(
         _ latents: Tensor,
-        timestep: Double,
-        inputScale: Double,
+        _ evaluation: SamplerProgram.Evaluation,
         _ contexts: [UNetContext],
+        conditioning: Tensor?,
         for request: GenerationRequest
     ) throws -> Tensor {
         let usesGuidance = usesGuidance(request)
         let copies = (usesGuidance ? 2 : 1) / contexts.count
-        let input = try latents.modelInput(scale: Float(inputScale), copies: copies)
+        var input = try latents.modelInput(scale: Float(evaluation.inputScale), copies: copies)
+        if let conditioning {
+            input = try input.concatenated(with: conditioning.modelInput(scale: 1, copies: copies))
+        }
+        let timestep = evaluation.timestep
         let outputs = try contexts.map {
             try unet(input, timestep: timestep, $0, guidanceScale: request.guidanceScale)
         }
@@ -158,14 +215,16 @@ public final class StableDiffusionPipeline: ImageGenerator {
                 reason: "\(request.guidanceScale) is more than \(GenerationRequest.maximumGuidanceScale)"
             )
         }
-        return try SamplerSetup(
+        var setup = try SamplerSetup(
             request.sampler,
             configuration: configuration.scheduler,
             steps: request.steps,
             schedule: request.schedule,
             spacing: request.spacing,
             eta: request.eta
-        ).program()
+        )
+        setup.firstStep = try request.firstStep()
+        return try setup.program()
     }
 }
 
@@ -199,89 +258,10 @@ extension ElementType {
     }
 }
 
-/// One picture being made.
-final class TextToImageGeneration: Generation {
-    private let request: GenerationRequest
-    private let pipeline: StableDiffusionPipeline
-    private let contexts: [UNetContext]
-    private let plan: PicturePlan
-    private let truncatedPrompt: String?
-    private var noise: NoiseGenerator
-    private var run: SamplerRun<Tensor>
-    let totalSteps: Int
-
-    var completedSteps: Int { run.completedSteps }
-
-    /// `[1, H, W, C]`, float32; the next step goes on from what is put in their place.
-    var latents: Tensor {
-        get { run.latents }
-        set { run.latents = newValue }
-    }
-
-    init(_ request: GenerationRequest, _ pipeline: StableDiffusionPipeline) throws {
-        self.request = request
-        self.pipeline = pipeline
-        let program = try pipeline.program(request)
-        totalSteps = program.steps.count
-        // Said now rather than after all the steps.
-        plan = try pipeline.plan(for: request)
-        let prompts = try pipeline.encode(request)
-        truncatedPrompt = prompts.truncatedPrompt
-        contexts = try pipeline.contexts(prompts, request)
-        var noise = NoiseGenerator(request.noise, seed: request.seed)
-        run = SamplerRun(
-            program,
-            first: try pipeline.noise(&noise, for: request, deviation: program.initNoiseSigma)
-        )
-        self.noise = noise
-    }
-
-    func step() throws {
-        precondition(completedSteps < totalSteps, "step beyond the last")
-        try translatingDeviceErrors(releasing: pipeline.device) {
-            try run.step(
-                evaluate: { latents, evaluation, _ in
-                    try pipeline.predict(
-                        latents,
-                        timestep: evaluation.timestep,
-                        inputScale: evaluation.inputScale,
-                        contexts,
-                        for: request
-                    )
-                },
-                combine: { terms in try Tensor.weightedSum(terms.map { (Float($0.coefficient), $0.value) }) },
-                noise: { try pipeline.noise(&noise, for: request) }
-            )
-            try pipeline.device.finish()
-        }
-    }
-
-    func decode() throws -> GeneratedImage {
-        precondition(completedSteps == totalSteps, "decode before the last step")
-        return try translatingDeviceErrors(releasing: pipeline.device) {
-            let picture = try pipeline.vae.decode(latents, bands: plan.bands)
-            // As bytes it would be a black picture like any other.
-            guard try picture.floats().allSatisfy(\.isFinite) else {
-                throw GenerationError.nonFinite(
-                    reason: "the model's numbers overflow, in precision \(pipeline.model.precision.rawValue); "
-                        + "precision: float32 has the widest range, and weights that overflow there are damaged"
-                )
-            }
-            let pixels = try picture.rgb8()
-            return GeneratedImage(
-                width: request.width,
-                height: request.height,
-                pixels: pixels,
-                truncatedPrompt: truncatedPrompt
-            )
-        }
-    }
-}
-
 /// Runs `body` and turns failures of the device into errors for the person who asked.
 ///
 /// After a failure unused memory goes back to the device, so that the next, smaller request finds it.
-private func translatingDeviceErrors<Result>(releasing device: TensorDevice, _ body: () throws -> Result) throws
+func translatingDeviceErrors<Result>(releasing device: TensorDevice, _ body: () throws -> Result) throws
     -> Result
 {
     do {

@@ -14,13 +14,23 @@ public enum ActivationFunction: Int, Sendable {
     case quickGELU = 3
 }
 
+/// Where zeros stand around a picture, half of the kernel's extent less one in each direction.
+public enum ConvolutionPadding: Sendable {
+    /// On all sides.
+    case around
+    /// Twice as many below and to the right only, as the autoencoder's encoder has it.
+    case after
+}
+
 extension Tensor {
-    /// y = f(conv(x) + bias + channelBias) + residual, zero-padded by half the kernel.
+    /// y = f(conv(x) + bias + channelBias) + residual, zero-padded.
     ///
     /// `[N, H, W, C]` to `[N, H', W', O]`, activation type, allocated.
     /// - Parameters:
     ///   - weights: Kernel, bias, channels; C must be the tensor's (traps).
-    ///   - stride: 1 or 2; H' = ceil(H / stride).
+    ///   - stride: 1 or 2; H' = ceil(H / stride), or floor(H / 2) where zeros stand after a picture, which takes a stride of 2 and H and W of at
+    ///     least 2 (traps otherwise).
+    ///   - padding: Where the zeros stand.
     ///   - size: Height and width the input is first enlarged to, nearest neighbour.
     ///   - function: f.
     ///   - channelBias: `[N, O]`, activation type, added before f.
@@ -29,6 +39,7 @@ extension Tensor {
     public func convolution(
         _ weights: ConvolutionWeights,
         stride: Int = 1,
+        padding: ConvolutionPadding = .around,
         upsampledTo size: (height: Int, width: Int)? = nil,
         function: ActivationFunction = .none,
         channelBias: Tensor? = nil,
@@ -37,14 +48,17 @@ extension Tensor {
         precondition(shape.count == 4, "convolution of \(shape)")
         let height = size?.height ?? shape[1]
         let width = size?.width ?? shape[2]
+        precondition(padding == .around || (stride == 2 && min(height, width) >= 2), "zeros after \(shape)")
+        let rounding = padding == .around ? stride - 1 : 0
         let y = try Tensor(
-            [shape[0], (height - 1) / stride + 1, (width - 1) / stride + 1, weights.outChannels],
+            [shape[0], (height + rounding) / stride, (width + rounding) / stride, weights.outChannels],
             on: device
         )
         try enqueueConvolution(
             weights,
             into: y,
             stride: stride,
+            padding: padding == .around ? weights.kernelSize / 2 : 0,
             walked: (height, width),
             function: function,
             channelBias: channelBias,
@@ -74,6 +88,7 @@ extension Tensor {
                 weights,
                 into: y.reshaped([1, 1, rows, weights.outChannels]),
                 stride: 1,
+                padding: 0,
                 walked: (1, rows),
                 function: function,
                 channelBias: nil,
@@ -87,6 +102,7 @@ extension Tensor {
         _ weights: ConvolutionWeights,
         into y: Tensor,
         stride: Int,
+        padding: Int,
         walked: (height: Int, width: Int),
         function: ActivationFunction,
         channelBias: Tensor?,
@@ -133,6 +149,7 @@ extension Tensor {
                 weights,
                 into: y,
                 stride: stride,
+                padding: padding,
                 walked: walked,
                 function: function,
                 channelBias: channelBias,
@@ -172,7 +189,7 @@ extension Tensor {
                 .buffer(y.buffer),
                 .int(shape[0]), .int(shape[1]), .int(shape[2]), .int(channels), .int(y.shape[1]), .int(y.shape[2]),
                 .int(weights.outChannels), .int(walked.height), .int(walked.width), .int(stride),
-                .int(weights.kernelSize / 2),
+                .int(padding),
             ] + ownArguments,
             global: global,
             local: local

@@ -59,6 +59,9 @@ extension TensorDevice {
         try queue.finish()
     }
 
+    /// Whether nothing is computed at present but what it would take; see `memoryNeed(of:)`.
+    public var isDryRun: Bool { queue.isDryRun }
+
     /// Kernels enqueued so far: with the time of the thread that enqueued them, what a launch costs the host.
     public var launchCount: Int { queue.launchCount }
 

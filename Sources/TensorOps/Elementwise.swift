@@ -54,6 +54,27 @@ extension Tensor {
         return y
     }
 
+    /// The values where a mask is 1, a weighted sum of two others where it is 0, and of both in between: m x + (1 - m) (f a + g b).
+    ///
+    /// All of the same shape, float32 (traps otherwise); allocated.
+    public func masked(by mask: Tensor, elsewhere terms: [(factor: Float, tensor: Tensor)]) throws -> Tensor {
+        precondition(
+            terms.count == 2
+                && ([mask, self] + terms.map(\.tensor)).allSatisfy { $0.elementType == .float32 && $0.shape == shape },
+            "\(shape) masked by \(mask.shape)"
+        )
+        let y = try Tensor(shape, .float32, on: device)
+        try device.kernel("masked", file: "elementwise.cl", arguments: 8).enqueue(
+            [
+                .buffer(buffer), .buffer(mask.buffer), .buffer(terms[0].tensor.buffer), .buffer(terms[1].tensor.buffer),
+                .buffer(y.buffer), .float(terms[0].factor), .float(terms[1].factor), .ulong(count),
+            ],
+            global: [count],
+            local: [device.tuning.elementwiseWorkGroup]
+        )
+        return y
+    }
+
     /// Row `positions[b]` of each `[T, C]` of `[B, T, C]`: `[B, C]`, allocated.
     public func rows(at positions: [Int]) throws -> Tensor {
         precondition(shape.count == 3 && shape[0] == positions.count, "\(positions.count) rows of \(shape)")

@@ -8,11 +8,13 @@ extension Tensor {
     ///
     /// - Parameters:
     ///   - weights: In blocked form.
+    ///   - padding: Zeros above and to the left of the picture.
     ///   - walked: Height and width of the picture the kernel walks over.
     func enqueueOnTensorCores(
         _ weights: ConvolutionWeights,
         into y: Tensor,
         stride: Int,
+        padding: Int,
         walked: (height: Int, width: Int),
         function: ActivationFunction,
         channelBias: Tensor?,
@@ -61,7 +63,7 @@ extension Tensor {
             [.buffer(buffer), .buffer(weights.weights), bias] + added + [
                 .buffer(partial?.buffer ?? weights.bias),
                 .int(shape[0]), .int(shape[1]), .int(shape[2]), .int(channels), .int(y.shape[1]), .int(y.shape[2]),
-                .int(outChannels), .int(walked.height), .int(walked.width), .int(stride), .int(weights.kernelSize / 2),
+                .int(outChannels), .int(walked.height), .int(walked.width), .int(stride), .int(padding),
                 .int(panels), .int(stepsPerSplit),
             ],
             global: [

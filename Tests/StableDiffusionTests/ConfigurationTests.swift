@@ -259,7 +259,7 @@ import Testing
 
     @Test func refusesModelsForOtherTasks() throws {
         let inpainting = #"""
-            {"in_channels": 9, "block_out_channels": [32], "cross_attention_dim": 32, "norm_num_groups": 8,
+            {"in_channels": 8, "block_out_channels": [32], "cross_attention_dim": 32, "norm_num_groups": 8,
              "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
             """#
         let directory = try folder(["unet/config.json": inpainting])

@@ -65,7 +65,7 @@ struct PictureMemoryTests {
 
     // MARK: The need
 
-    @Test(arguments: [(64, 64), (384, 128), (264, 264)], [7.5, 1])
+    @Test(arguments: [(64, 64), (384, 128), (200, 264)], [7.5, 1])
     func theNeedIsWhatThePictureTakes(_ size: (Int, Int), _ scale: Double) throws {
         let pipeline = try pipeline()
         let request = request(size.0, size.1, scale: scale)
@@ -96,9 +96,6 @@ struct PictureMemoryTests {
         #expect(held >= 3)
         let need = try pipeline.need(request, bands: nil)
         #expect(pipeline.device.highWaterBytes <= need.peakBytes)
-        // Far more than any sampler keeps, so that they outweigh the decoding.
-        let many = try pipeline.need(request, bands: nil, heldLatents: 10_000)
-        #expect(many.peakBytes >= 10_000 * 32 * 32 * 4 * 4)
     }
 
     @Test func aDryRunAllocatesNothingAndChangesNothing() throws {

@@ -196,7 +196,7 @@ struct PipelineParityTests {
         let pipeline = try load(item, checkpoint)
         let bound = ParityBound(item.precision)
 
-        let generation = try #require(try pipeline.prepare(recording.request) as? TextToImageGeneration)
+        let generation = try #require(try pipeline.prepare(recording.request) as? PictureGeneration)
         for step in 0..<generation.totalSteps {
             try generation.step()
             try recording.expect("latents.\(step)", generation.latents.floats(), nmse: bound.latents)

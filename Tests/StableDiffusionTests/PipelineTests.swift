@@ -43,7 +43,7 @@ struct PipelineTests {
 
     @Test func latentsThatAreNoNumbersAreAnErrorNotABlackPicture() throws {
         let pipeline = try pipeline()
-        let generation = try #require(try pipeline.prepare(request()) as? TextToImageGeneration)
+        let generation = try #require(try pipeline.prepare(request()) as? PictureGeneration)
         try generation.step()
         let latents = generation.latents
         let values = [Float](repeating: 0, count: latents.count - 1) + [.nan]

@@ -130,7 +130,8 @@ struct SamplerCase: CustomTestStringConvertible, Sendable {
                 noise: {
                     defer { draws += 1 }
                     return first.indices.map { 1.2 * cos(1.3 * Double(draws) + 0.9 * Double($0)) }
-                }
+                },
+                settle: { sample, _ in sample }
             )
         }
         return samples + [run.latents]
@@ -177,7 +178,7 @@ struct SamplerCase: CustomTestStringConvertible, Sendable {
         var builder = SamplerProgramBuilder(initNoiseSigma: 1)
         var x = builder.firstSample
         for factor in [0.0, 1.0, 0.0] {
-            _ = builder.evaluate(x, at: 0)
+            _ = builder.evaluate(x, at: 0, sigma: 1)
             x = builder.keep(x + factor * builder.noise())
             builder.endStep()
         }
@@ -190,7 +191,8 @@ struct SamplerCase: CustomTestStringConvertible, Sendable {
                 noise: {
                     draws.append(Double(draws.count + 1))
                     return Double(draws.count)
-                }
+                },
+                settle: { sample, _ in sample }
             )
         }
         #expect(draws == [1, 2])

@@ -71,7 +71,8 @@ struct SchedulerCase: CustomTestStringConvertible, Sendable {
                     noise: {
                         Issue.record("DDIM without eta draws no noise")
                         return first
-                    }
+                    },
+                    settle: { sample, _ in sample }
                 )
                 guard let next = expected.first, next["step"]?.integerValue == index else { continue }
                 expected.removeFirst()

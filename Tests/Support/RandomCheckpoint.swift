@@ -45,8 +45,9 @@ package final class RandomCheckpoint: Sendable {
     ///
     /// - Parameters:
     ///   - name: Such as `sd1`, for `Tests/Fixtures/models/sd1.json`.
-    ///   - unet: What its UNet has more, as `config` and `tensors`.
-    package init(_ name: String, storage: Storage = .float32, unet: JSONValue = [:]) throws {
+    ///   - unet: What its UNet has more, or otherwise, as `config` and `tensors`.
+    ///   - vae: Tensors that its autoencoder has more.
+    package init(_ name: String, storage: Storage = .float32, unet: JSONValue = [:], vae: JSONValue = []) throws {
         fixture = try Fixture.json("models/\(name).json")
         directory = try TemporaryDirectory()
         path = directory.path
@@ -64,8 +65,10 @@ package final class RandomCheckpoint: Sendable {
             }
         }
         for (component, list) in fixture["tensors"]?.objectValue ?? [:] {
-            let descriptions =
-                (list.arrayValue ?? []) + (component == "unet" ? unet["tensors"]?.arrayValue ?? [] : [])
+            let others = component == "unet" ? unet["tensors"]?.arrayValue : component == "vae" ? vae.arrayValue : nil
+            let names = Set((others ?? []).compactMap { $0["name"]?.stringValue })
+            let own = (list.arrayValue ?? []).filter { !names.contains($0["name"]?.stringValue ?? "") }
+            let descriptions = own + (others ?? [])
             let tensors = try Self.draw(descriptions)
             let shards = component == "unet" ? fixture["shards"]?.integerValue ?? 1 : 1
             try write(tensors, to: component, shards: shards, storage: storage)

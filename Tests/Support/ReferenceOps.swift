@@ -26,6 +26,8 @@ package struct ReferenceConvolution {
     package var bias: [Float]?
     /// 1 or 2.
     package var stride = 1
+    /// Where the zeros stand.
+    package var padding = ConvolutionPadding.around
     /// Height and width the input is first enlarged to.
     package var upsampledTo: (height: Int, width: Int)?
     /// One value a picture and output channel, `[N, O]`.
@@ -49,8 +51,9 @@ package struct ReferenceConvolution {
     package var shape: [Int] {
         let height = upsampledTo?.height ?? x.shape[1]
         let width = upsampledTo?.width ?? x.shape[2]
+        let rounding = padding == .around ? stride - 1 : 0
         return [
-            x.shape[0], (height + stride - 1) / stride, (width + stride - 1) / stride,
+            x.shape[0], (height + rounding) / stride, (width + rounding) / stride,
             weight.shape[0] / (isGEGLU ? 2 : 1),
         ]
     }
@@ -80,8 +83,9 @@ package struct ReferenceConvolution {
         var sum = bias.map { Double($0[row]) } ?? 0
         for ky in 0..<size {
             for kx in 0..<size {
-                let v = oy * stride + ky - size / 2
-                let u = ox * stride + kx - size / 2
+                let before = padding == .around ? size / 2 : 0
+                let v = oy * stride + ky - before
+                let u = ox * stride + kx - before
                 guard v >= 0, v < walked.height, u >= 0, u < walked.width else { continue }
                 let source = ((n * height + v * height / walked.height) * width + u * width / walked.width) * channels
                 for c in 0..<channels {

@@ -19,6 +19,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
     let outChannels: Int
     var kernel = 3
     var stride = 1
+    var padding = ConvolutionPadding.around
     var upsampledTo: (height: Int, width: Int)?
     var fusion = Fusion.none
     var hasBias = true
@@ -28,6 +29,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
         _ outChannels: Int,
         kernel: Int = 3,
         stride: Int = 1,
+        padding: ConvolutionPadding = .around,
         to upsampledTo: (Int, Int)? = nil,
         _ fusion: Fusion = .none,
         hasBias: Bool = true
@@ -36,6 +38,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
         self.outChannels = outChannels
         self.kernel = kernel
         self.stride = stride
+        self.padding = padding
         self.upsampledTo = upsampledTo.map { ($0.0, $0.1) }
         self.fusion = fusion
         self.hasBias = hasBias
@@ -43,6 +46,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
 
     var testDescription: String {
         "\(input) to \(outChannels), \(kernel)x\(kernel)" + (stride == 1 ? "" : ", stride \(stride)")
+            + (padding == .around ? "" : ", zeros after")
             + (upsampledTo.map { ", enlarged to \($0.height)x\($0.width)" } ?? "")
             + (fusion == .none ? "" : ", \(fusion)") + (hasBias ? "" : ", no bias")
     }
@@ -64,6 +68,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
             bias: hasBias ? HostTensor.random([rows], seed: 3).values : nil
         )
         reference.stride = stride
+        reference.padding = padding
         reference.upsampledTo = upsampledTo
         reference.isGEGLU = fusion == .geglu
         switch fusion {
@@ -97,6 +102,7 @@ struct ConvolutionCase: Sendable, CustomTestStringConvertible {
         let y = try device.upload(reference.x).convolution(
             weights,
             stride: stride,
+            padding: padding,
             upsampledTo: upsampledTo,
             function: reference.function,
             channelBias: reference.channelBias.map { try device.upload($0) },
@@ -126,6 +132,8 @@ let oddConvolutions = [
     ConvolutionCase([2, 9, 11, 17], 33, stride: 2),
     ConvolutionCase([1, 8, 10, 3], 5, stride: 2),
     ConvolutionCase([1, 1, 1, 2], 3, stride: 2),
+    ConvolutionCase([2, 8, 6, 17], 33, stride: 2, padding: .after),
+    ConvolutionCase([1, 9, 3, 5], 9, stride: 2, padding: .after, .residual),
     ConvolutionCase([1, 5, 3, 9], 8, to: (9, 5)),
     ConvolutionCase([2, 9, 9, 5], 17, to: (17, 17)),
     ConvolutionCase([1, 3, 3, 7], 9, to: (6, 6)),

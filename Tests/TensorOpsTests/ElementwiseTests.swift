@@ -59,6 +59,25 @@ struct ElementwiseTests {
         expectClose(try y.floats(), expected, OperatorTolerance.elementwise.bound(variant.activations))
     }
 
+    @Test(arguments: counts)
+    func masks(_ count: Int) throws {
+        let device = try DeviceVariant(.gpu, .float16).device()
+        let x = (0..<4).map { HostTensor.random([1, 1, count, 1], seed: UInt64($0) + 71) }
+        let mask = HostTensor([1, 1, count, 1], (0..<count).map { [0, 1, 0.25][$0 % 3] })
+        let tensors = try x.map { try device.upload($0, as: .float32) }
+        let y = try tensors[0].masked(
+            by: device.upload(mask, as: .float32),
+            elsewhere: [(0.7, tensors[1]), (-0.3, tensors[2])]
+        )
+        let expected = (0..<count).map { index in
+            let m = Double(mask.values[index])
+            let other =
+                Double(Float(0.7)) * Double(x[1].values[index]) - Double(Float(0.3)) * Double(x[2].values[index])
+            return m * Double(x[0].values[index]) + (1 - m) * other
+        }
+        expectClose(try y.floats(), expected, OperatorTolerance.elementwise.bound(.float32))
+    }
+
     @Test(arguments: storages)
     func takesRowsAndAppends(_ variant: DeviceVariant) throws {
         let device = try variant.device()

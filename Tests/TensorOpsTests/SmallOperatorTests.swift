@@ -12,7 +12,7 @@ struct SmallOperatorTests {
     @Test(
         arguments: DeviceVariant.all + DeviceVariant.shorterVectors,
         [
-            ConvolutionCase([2, 3, 2, 5], 9, stride: 2),
+            ConvolutionCase([2, 3, 2, 5], 9, stride: 2), ConvolutionCase([1, 4, 3, 5], 9, stride: 2, padding: .after),
             ConvolutionCase([2, 2, 3, 3], 33, to: (3, 5), .everything),
             ConvolutionCase([1, 3, 5, 17], 5, kernel: 1, .geglu),
         ]

@@ -42,6 +42,7 @@ private let edges = [
     ConvolutionCase([3, 7, 7, 32], 33),
     ConvolutionCase([1, 5, 13, 40], 128),
     ConvolutionCase([1, 1, 63, 72], 132, stride: 2),
+    ConvolutionCase([1, 6, 10, 40], 72, stride: 2, padding: .after),
 ]
 
 /// Input and output channels of the UNet's 3x3 convolutions (SD 1.5 and 2.1) and of the VAE decoder's; 96 stands for output channels that

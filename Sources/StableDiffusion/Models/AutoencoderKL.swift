@@ -1,4 +1,4 @@
-// The decoder of the autoencoder, after diffusers 0.42.1 models/autoencoders/autoencoder_kl.py and vae.py.
+// The autoencoder's decoder, after diffusers 0.42.1 models/autoencoders/autoencoder_kl.py and vae.py. `AutoencoderKLEncoder.swift` has the other half.
 
 internal import TensorOps
 
@@ -19,8 +19,7 @@ struct AutoencoderKL {
     private let device: TensorDevice
     private let postQuantConv: Conv2d?
     private let convIn: Conv2d
-    private let midResnets: [ResnetBlock2D]
-    private let midAttention: AutoencoderAttention?
+    private let midBlock: AutoencoderMidBlock
     private let upBlocks: [UpDecoderBlock2D]
     private let convNormOut: GroupNorm
     private let convOut: Conv2d
@@ -37,21 +36,7 @@ struct AutoencoderKL {
             configuration.usePostQuantConv
             ? try Conv2d(loader.at("post_quant_conv"), latent, latent, kernelSize: 1, on: device) : nil
         convIn = try Conv2d(decoder.at("conv_in"), latent, channels[0], on: device)
-        midResnets = try (0..<2).map {
-            try ResnetBlock2D(
-                decoder.at("mid_block.resnets.\($0)"),
-                channels[0],
-                channels[0],
-                timeChannels: nil,
-                groups: groups,
-                epsilon: 1e-6,
-                on: device
-            )
-        }
-        midAttention =
-            configuration.midBlockAddAttention
-            ? try AutoencoderAttention(decoder.at("mid_block.attentions.0"), channels[0], groups: groups, on: device)
-            : nil
+        midBlock = try AutoencoderMidBlock(decoder.at("mid_block"), channels[0], configuration, on: device)
         upBlocks = try channels.indices.map { index in
             try UpDecoderBlock2D(
                 decoder.at("up_blocks.\(index)"),
@@ -103,9 +88,7 @@ struct AutoencoderKL {
         if let postQuantConv { x = try postQuantConv(consume x) }
         x = try convIn(consume x)
         try observe?("conv_in", x)
-        x = try midResnets[0](consume x)
-        if let midAttention { x = try midAttention(consume x) }
-        x = try midResnets[1](consume x)
+        x = try midBlock(consume x)
         try observe?("mid_block", x)
         return x
     }
@@ -139,6 +122,43 @@ struct AutoencoderKL {
             x.release(index - 1)
         }
         return try picture.joined()
+    }
+}
+
+/// `UNetMidBlock2D`: two resnets, with attention between them.
+struct AutoencoderMidBlock {
+    private let resnets: [ResnetBlock2D]
+    private let attention: AutoencoderAttention?
+
+    /// Reads the block of the encoder or the decoder.
+    init(
+        _ loader: WeightLoader,
+        _ channels: Int,
+        _ configuration: AutoencoderKLConfiguration,
+        on device: TensorDevice
+    ) throws {
+        let groups = configuration.normNumGroups
+        resnets = try (0..<2).map {
+            try ResnetBlock2D(
+                loader.at("resnets.\($0)"),
+                channels,
+                channels,
+                timeChannels: nil,
+                groups: groups,
+                epsilon: 1e-6,
+                on: device
+            )
+        }
+        attention =
+            configuration.midBlockAddAttention
+            ? try AutoencoderAttention(loader.at("attentions.0"), channels, groups: groups, on: device) : nil
+    }
+
+    /// `[N, H, W, channels]` to the same shape.
+    func callAsFunction(_ input: consuming Tensor) throws -> Tensor {
+        var x = try resnets[0](input)
+        if let attention { x = try attention(consume x) }
+        return try resnets[1](consume x)
     }
 }
 

@@ -1,9 +1,9 @@
-// The shape of the autoencoder's decoder, read from `vae/config.json` with the defaults of diffusers 0.42.1
+// The shape of the autoencoder, read from `vae/config.json` with the defaults of diffusers 0.42.1
 // (models/autoencoders/autoencoder_kl.py).
 
 internal import JSON
 
-/// Configuration of `AutoencoderKL`, as far as decoding needs it.
+/// Configuration of `AutoencoderKL`.
 struct AutoencoderKLConfiguration: Sendable, Equatable {
     /// Height and width of the pictures the model was trained with.
     var sampleSize = 32
@@ -21,6 +21,8 @@ struct AutoencoderKLConfiguration: Sendable, Equatable {
     var scalingFactor = 0.18215
     /// Whether a 1x1 convolution stands before the decoder.
     var usePostQuantConv = true
+    /// Whether a 1x1 convolution stands after the encoder.
+    var useQuantConv = true
     /// Whether the middle block has an attention (of one head).
     var midBlockAddAttention = true
     /// Whether activations overflow in half precision; true also in files of models where they do not, so that only Stable Diffusion XL minds.
@@ -68,6 +70,7 @@ struct AutoencoderKLConfiguration: Sendable, Equatable {
         }
         scalingFactor = try file.number("scaling_factor", default: scalingFactor, in: 1e-6...1e6)
         usePostQuantConv = try file.bool("use_post_quant_conv", default: usePostQuantConv)
+        useQuantConv = try file.bool("use_quant_conv", default: useQuantConv)
         midBlockAddAttention = try file.bool("mid_block_add_attention", default: midBlockAddAttention)
         forceUpcast = try file.bool("force_upcast", default: forceUpcast)
         sampleSize = try file.squareSize("sample_size", default: sampleSize, in: 1...65_536)

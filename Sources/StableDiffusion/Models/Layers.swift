@@ -53,15 +53,23 @@ struct Conv2d {
         }
     }
 
-    /// `[N, H, W, inChannels]` to `[N, ceil(H/stride), ceil(W/stride), outChannels]`; see `Tensor.convolution`.
+    /// `[N, H, W, inChannels]` to `[N, H', W', outChannels]`; see `Tensor.convolution`.
     func callAsFunction(
         _ x: Tensor,
         stride: Int = 1,
+        padding: ConvolutionPadding = .around,
         upsampledTo size: (height: Int, width: Int)? = nil,
         channelBias: Tensor? = nil,
         residual: Tensor? = nil
     ) throws -> Tensor {
-        try x.convolution(weights, stride: stride, upsampledTo: size, channelBias: channelBias, residual: residual)
+        try x.convolution(
+            weights,
+            stride: stride,
+            padding: padding,
+            upsampledTo: size,
+            channelBias: channelBias,
+            residual: residual
+        )
     }
 }
 

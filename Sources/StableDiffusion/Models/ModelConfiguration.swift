@@ -17,7 +17,7 @@ struct ModelIndex: Sendable, Equatable {
     /// Pipelines whose parts are those of text to image.
     private static let pipelines = [
         "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipelineLegacy",
-        "StableDiffusionPipelineSafe", "StableDiffusionControlNetPipeline",
+        "StableDiffusionPipelineSafe", "StableDiffusionControlNetPipeline", "StableDiffusionInpaintPipeline",
     ]
 
     /// The same of Stable Diffusion XL.
@@ -83,6 +83,9 @@ struct ModelConfiguration: Sendable, Equatable {
     /// Noise schedule.
     let scheduler: SchedulerConfiguration
 
+    /// Whether the UNet is given a mask and the latents of what it leaves besides its own.
+    var isInpainting: Bool { unet.inChannels == 2 * vae.latentChannels + 1 }
+
     /// Whether the autoencoder's activations have to be float32 where those of the UNet are half.
     var needsFloat32VAE: Bool { unet.textTime != nil && vae.forceUpcast }
 
@@ -139,11 +142,12 @@ struct ModelConfiguration: Sendable, Equatable {
                 allowed: "\(pooledDim) of the pooled prompt and \(textTime.inputDim - textTime.pooledDim) of the sizes"
             )
         }
-        guard unet.inChannels == vae.latentChannels else {
+        guard unet.inChannels == vae.latentChannels || isInpainting else {
             throw unetFile.refusal(
                 "in_channels",
-                allowed: "the autoencoder's latent_channels, \(vae.latentChannels)"
-                    + " (models with more, for inpainting and the like, are not supported)"
+                allowed:
+                    "the autoencoder's latent_channels, \(vae.latentChannels), or \(2 * vae.latentChannels + 1) of a model "
+                    + "for inpainting (others, which edit by instructions and the like, are not supported)"
             )
         }
         guard unet.outChannels == vae.latentChannels else {

@@ -156,6 +156,7 @@ extension AutoencoderKLConfiguration {
         middle("encoder", channels[channels.count - 1], &list)
         list.norm("encoder.conv_norm_out", channels[channels.count - 1])
         list.convolution("encoder.conv_out", channels[channels.count - 1], 2 * latentChannels)
+        if useQuantConv { list.convolution("quant_conv", 2 * latentChannels, 2 * latentChannels, size: 1) }
         return list.tensors
     }
 

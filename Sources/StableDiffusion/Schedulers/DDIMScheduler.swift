@@ -10,13 +10,14 @@ extension SamplerSetup {
         let prediction = configuration.predictionType
         var builder = SamplerProgramBuilder(initNoiseSigma: 1)
         var x = builder.firstSample
-        for timestep in spacing.timesteps(steps, of: trained, offset: configuration.stepsOffset, isRounded: true) {
+        let timesteps = spacing.timesteps(steps, of: trained, offset: configuration.stepsOffset, isRounded: true)
+        for timestep in timesteps[firstStep...] {
             let previous = Int(timestep) - trained / steps
             let alpha = alphas[Int(timestep)]
             let previousAlpha = previous >= 0 ? alphas[previous] : final
             let (level, next) = (NoiseLevel(alphaCumprod: alpha), NoiseLevel(alphaCumprod: previousAlpha))
 
-            let output = builder.evaluate(x, at: timestep)
+            let output = builder.evaluate(x, at: timestep, level: level)
             let picture = prediction.picture(x, output, level)
             let noise = prediction.noise(x, output, level)
             let variance =

@@ -17,9 +17,9 @@ extension SamplerSetup {
         for (index, timestep) in visited.timesteps.enumerated() {
             let (sigma, next) = (visited.sigmas[index], visited.sigmas[index + 1])
             let (level, nextLevel) = (NoiseLevel(sigma: sigma), NoiseLevel(sigma: next))
-            let output = builder.evaluate(x, at: timestep)
+            let output = builder.evaluate(x, at: timestep, level: level)
             let noise = prediction.noise(x, output, level)
-            let isFirstOrder = index == steps - 1 && configuration.lowerOrderFinal && steps < 15
+            let isFirstOrder = index == visited.timesteps.count - 1 && configuration.lowerOrderFinal && steps < 15
             if let earlier, !isFirstOrder {
                 let before = visited.sigmas[index - 1]
                 let weight = logarithmicIntegral(from: sigma, to: next, one: sigma, zero: before)

@@ -18,10 +18,10 @@ extension SamplerSetup {
         for (index, timestep) in visited.timesteps.enumerated() {
             let (sigma, next) = (visited.sigmas[index], visited.sigmas[index + 1])
             let (level, nextLevel) = (NoiseLevel(sigma: sigma), NoiseLevel(sigma: next))
-            let output = builder.evaluate(x, at: timestep)
+            let output = builder.evaluate(x, at: timestep, level: level)
             let picture = prediction.picture(x, output, level)
 
-            let isLast = index == steps - 1
+            let isLast = index == visited.timesteps.count - 1
             let isFirstOrder =
                 isLast
                 && (configuration.eulerAtFinal || (configuration.lowerOrderFinal && steps < 15)

@@ -13,7 +13,7 @@ extension SamplerSetup {
         var x = builder.firstSample
         for (index, timestep) in visited.timesteps.enumerated() {
             let (sigma, next) = (visited.sigmas[index], visited.sigmas[index + 1])
-            let output = builder.evaluate(x, at: timestep, inputScale: inputScale(sigma))
+            let output = builder.evaluate(x, at: timestep, sigma: sigma)
             let picture = prediction.picture(x, output, sigma: sigma)
             if next > 0 {
                 let middle = (sigma * next).squareRoot()
@@ -25,7 +25,7 @@ extension SamplerSetup {
                 let middleOutput = builder.evaluate(
                     half,
                     at: visited.table.timestep(of: middle),
-                    inputScale: inputScale(middle)
+                    sigma: middle
                 )
                 let middlePicture = prediction.picture(half, middleOutput, sigma: middle)
                 let (down, up) = ancestralStep(from: sigma, to: next)
@@ -50,7 +50,7 @@ extension SamplerSetup {
         for (index, timestep) in visited.timesteps.enumerated() {
             let sigma = visited.sigmas[index]
             let (down, up) = ancestralStep(from: sigma, to: visited.sigmas[index + 1])
-            let output = builder.evaluate(x, at: timestep, inputScale: inputScale(sigma))
+            let output = builder.evaluate(x, at: timestep, sigma: sigma)
             let picture = prediction.picture(x, output, sigma: sigma)
             if down > 0 {
                 let middle = (sigma * down).squareRoot()
@@ -58,7 +58,7 @@ extension SamplerSetup {
                 let middleOutput = builder.evaluate(
                     half,
                     at: visited.table.timestep(of: middle),
-                    inputScale: inputScale(middle)
+                    sigma: middle
                 )
                 let middlePicture = prediction.picture(half, middleOutput, sigma: middle)
                 x = builder.keep(down / sigma * x + (1 - down / sigma) * middlePicture + up * builder.noise())

@@ -10,7 +10,7 @@ extension SamplerSetup {
         var x = builder.firstSample
         for (index, timestep) in visited.timesteps.enumerated() {
             let (sigma, next) = (visited.sigmas[index], visited.sigmas[index + 1])
-            let output = builder.evaluate(x, at: timestep, inputScale: inputScale(sigma))
+            let output = builder.evaluate(x, at: timestep, sigma: sigma)
             let derivative = (x - prediction.picture(x, output, sigma: sigma)) / sigma
             x = builder.keep(x + (next - sigma) * derivative)
             builder.endStep()
@@ -27,7 +27,7 @@ extension SamplerSetup {
         for (index, timestep) in visited.timesteps.enumerated() {
             let sigma = visited.sigmas[index]
             let (down, up) = ancestralStep(from: sigma, to: visited.sigmas[index + 1])
-            let output = builder.evaluate(x, at: timestep, inputScale: inputScale(sigma))
+            let output = builder.evaluate(x, at: timestep, sigma: sigma)
             let derivative = (x - prediction.picture(x, output, sigma: sigma)) / sigma
             x = builder.keep(x + (down - sigma) * derivative + up * builder.noise())
             builder.endStep()
@@ -43,14 +43,14 @@ extension SamplerSetup {
         var x = builder.firstSample
         for (index, timestep) in visited.timesteps.enumerated() {
             let (sigma, next) = (visited.sigmas[index], visited.sigmas[index + 1])
-            let output = builder.evaluate(x, at: timestep, inputScale: inputScale(sigma))
+            let output = builder.evaluate(x, at: timestep, sigma: sigma)
             let derivative = (x - prediction.picture(x, output, sigma: sigma)) / sigma
             let euler = builder.keep(x + (next - sigma) * derivative)
             if next > 0 {
                 let endOutput = builder.evaluate(
                     euler,
                     at: visited.timesteps[index + 1],
-                    inputScale: inputScale(next)
+                    sigma: next
                 )
                 let endDerivative = (euler - prediction.picture(euler, endOutput, sigma: next)) / next
                 x = builder.keep(x + (next - sigma) / 2 * (derivative + endDerivative))

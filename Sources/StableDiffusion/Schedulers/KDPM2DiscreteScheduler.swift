@@ -25,7 +25,7 @@ extension SamplerSetup {
         for (index, timestep) in visited.timesteps.enumerated() {
             let sigma = visited.sigmas[index]
             let (down, up) = split(sigma, visited.sigmas[index + 1])
-            let output = builder.evaluate(x, at: timestep, inputScale: inputScale(sigma))
+            let output = builder.evaluate(x, at: timestep, sigma: sigma)
             let derivative = (x - prediction.picture(x, output, sigma: sigma)) / sigma
             let middle = (sigma * down).squareRoot()
             let half = builder.keep(x + (middle - sigma) * derivative)
@@ -33,7 +33,7 @@ extension SamplerSetup {
                 let middleOutput = builder.evaluate(
                     half,
                     at: visited.table.timestep(of: middle),
-                    inputScale: inputScale(middle)
+                    sigma: middle
                 )
                 let middleDerivative = (half - prediction.picture(half, middleOutput, sigma: middle)) / middle
                 x = builder.keep(x + (down - sigma) * middleDerivative + up * builder.noise())

@@ -9,13 +9,14 @@ extension SamplerSetup {
         var builder = SamplerProgramBuilder(initNoiseSigma: 1)
         var x = builder.firstSample
         for (index, timestep) in timesteps.enumerated() {
-            let output = builder.evaluate(x, at: Double(timestep))
-            let picture = configuration.predictionType.picture(x, output, NoiseLevel(alphaCumprod: alphas[timestep]))
+            let level = NoiseLevel(alphaCumprod: alphas[timestep])
+            let output = builder.evaluate(x, at: Double(timestep), level: level)
+            let picture = configuration.predictionType.picture(x, output, level)
             // The boundary condition, equation 6 of the paper with σ_data = 0.5: at timestep 0 the sample is the picture.
             let scaled = Double(timestep) * configuration.timestepScaling
             let denominator = scaled * scaled + 0.25
             let denoised = scaled / denominator.squareRoot() * picture + 0.25 / denominator * x
-            if index < steps - 1 {
+            if index < timesteps.count - 1 {
                 let next = NoiseLevel(alphaCumprod: alphas[timesteps[index + 1]])
                 x = builder.keep(next.signal * denoised + next.noise * builder.noise())
             } else {
@@ -34,14 +35,14 @@ extension SamplerSetup {
         var builder = SamplerProgramBuilder(initNoiseSigma: 1)
         var x = builder.firstSample
         for (index, timestep) in timesteps.enumerated() {
-            let next = index < steps - 1 ? timesteps[index + 1] : 0
+            let next = index < timesteps.count - 1 ? timesteps[index + 1] : 0
             // In 32 bits as PyTorch multiplies.
             let below = Int((Float(1 - eta) * Float(next)).rounded(.down))
             let (level, target) = (NoiseLevel(alphaCumprod: alphas[timestep]), NoiseLevel(alphaCumprod: alphas[below]))
-            let output = builder.evaluate(x, at: Double(timestep))
+            let output = builder.evaluate(x, at: Double(timestep), level: level)
             let reached =
                 target.signal * prediction.picture(x, output, level) + target.noise * prediction.noise(x, output, level)
-            if eta > 0 && index < steps - 1 {
+            if eta > 0 && index < timesteps.count - 1 {
                 let kept = Double(alphas[next]) / Double(alphas[below])
                 x = builder.keep(kept.squareRoot() * reached + max(1 - kept, 0).squareRoot() * builder.noise())
             } else {
@@ -56,7 +57,7 @@ extension SamplerSetup {
     private var distilledTimesteps: [Int] {
         let original = min(configuration.originalInferenceSteps, configuration.numTrainTimesteps)
         let stride = configuration.numTrainTimesteps / original
-        return (0..<steps).map { index in
+        return (firstStep..<steps).map { index in
             let skipped = Int((Double(index) * (Double(original) / Double(steps))).rounded(.down))
             return (original - skipped) * stride - 1
         }

@@ -3,6 +3,8 @@
 
 extension SamplerSetup {
     /// Linear multistep of order 4, the first steps of as many as there are slopes.
+    ///
+    /// A run that begins with a picture begins with order 1 as well. (diffusers then integrates polynomials through levels that were left out.)
     func lms() -> SamplerProgram {
         let visited = sigmaSteps()
         let prediction = configuration.predictionType
@@ -11,7 +13,7 @@ extension SamplerSetup {
         var derivatives: [Combination] = []
         for (index, timestep) in visited.timesteps.enumerated() {
             let sigma = visited.sigmas[index]
-            let output = builder.evaluate(x, at: timestep, inputScale: inputScale(sigma))
+            let output = builder.evaluate(x, at: timestep, sigma: sigma)
             derivatives.append((x - prediction.picture(x, output, sigma: sigma)) / sigma)
             let latest = Array(derivatives.suffix(4).reversed())
             let nodes = latest.indices.map { visited.sigmas[index - $0] }

@@ -25,6 +25,8 @@ struct SamplerProgram: Sendable, Equatable {
         var timestep: Double
         /// The sample is multiplied by this before the model sees it.
         var inputScale: Double
+        /// How much of the sample is picture and how much noise.
+        var level: NoiseLevel
         /// The samples made after it, in order; the model is given the last of them next.
         var results: [Combination] = []
     }
@@ -60,13 +62,23 @@ struct SamplerProgram: Sendable, Equatable {
     }
 
     /// The most values that are kept while the model runs, the sample it is given among them.
-    var heldValues: Int {
+    var heldValues: Int { mostHeld.values }
+
+    /// The first step during which as many are kept.
+    var stepThatHoldsMost: Int { mostHeld.step }
+
+    private var mostHeld: (step: Int, values: Int) {
         var run = SamplerRun<Void>(self, first: ())
-        var held = 0
-        for _ in steps {
-            run.step(evaluate: { _, _, count in held = max(held, count) }, combine: { _ in }, noise: {})
+        var most = (step: 0, values: 0)
+        for step in steps.indices {
+            run.step(
+                evaluate: { _, _, count in if count > most.values { most = (step, count) } },
+                combine: { _ in },
+                noise: {},
+                settle: { _, _ in }
+            )
         }
-        return held
+        return most
     }
 }
 
@@ -140,12 +152,29 @@ struct SamplerProgramBuilder {
     /// - Parameters:
     ///   - sample: what `firstSample` or `keep` returned (traps otherwise).
     ///   - timestep: what the model is told.
-    ///   - inputScale: what the sample is multiplied by for the model.
-    mutating func evaluate(_ sample: Combination, at timestep: Double, inputScale: Double = 1) -> Combination {
+    ///   - level: how much of the sample is picture and how much noise.
+    mutating func evaluate(_ sample: Combination, at timestep: Double, level: NoiseLevel) -> Combination {
+        evaluate(sample, at: timestep, inputScale: 1, level: level)
+    }
+
+    /// Lets the model run on a sample x = x_0 + σ ε, of which it sees what is scaled to a variance of about 1.
+    mutating func evaluate(_ sample: Combination, at timestep: Double, sigma: Double) -> Combination {
+        let inputScale = 1 / (sigma * sigma + 1).squareRoot()
+        return evaluate(sample, at: timestep, inputScale: inputScale, level: NoiseLevel(signal: 1, noise: sigma))
+    }
+
+    private mutating func evaluate(
+        _ sample: Combination,
+        at timestep: Double,
+        inputScale: Double,
+        level: NoiseLevel
+    ) -> Combination {
         guard sample.terms.count == 1, let term = sample.terms.first, case .sample(let index) = term.operand,
             term.coefficient == 1
         else { preconditionFailure("the model is given \(sample), which is no sample") }
-        step.append(SamplerProgram.Evaluation(sample: index, timestep: timestep, inputScale: inputScale))
+        step.append(
+            SamplerProgram.Evaluation(sample: index, timestep: timestep, inputScale: inputScale, level: level)
+        )
         outputs += 1
         return Combination(.output(outputs - 1))
     }
@@ -176,6 +205,8 @@ struct SamplerProgramBuilder {
 struct SamplerRun<Value> {
     private let program: SamplerProgram
     private let lastUses: [SamplerProgram.Operand: Int]
+    /// Of the sample of each evaluation.
+    private let levels: [NoiseLevel]
     /// In the order in which they came about, and are let go of: memory that is reused in another order may not suffice.
     private var values: [(operand: SamplerProgram.Operand, value: Value)]
     private var samples = 1
@@ -190,6 +221,7 @@ struct SamplerRun<Value> {
     init(_ program: SamplerProgram, first: Value) {
         self.program = program
         lastUses = program.lastUses
+        levels = program.evaluations.map(\.level)
         values = [(.sample(0), first)]
         latents = first
     }
@@ -212,10 +244,12 @@ struct SamplerRun<Value> {
     ///   - evaluate: gives a sample to the model; told as well how many values are being kept.
     ///   - combine: adds values, each multiplied by its factor.
     ///   - noise: draws Gaussian noise.
+    ///   - settle: what becomes of the latest sample once an evaluation has been done; told the level of noise of the next, nil after the last.
     mutating func step<Failure: Error>(
         evaluate: (Value, SamplerProgram.Evaluation, _ heldValues: Int) throws(Failure) -> Value,
         combine: ([(coefficient: Double, value: Value)]) throws(Failure) -> Value,
-        noise: () throws(Failure) -> Value
+        noise: () throws(Failure) -> Value,
+        settle: (Value, NoiseLevel?) throws(Failure) -> Value
     ) throws(Failure) {
         for evaluation in program.steps[completedSteps] {
             guard let sample = value(.sample(evaluation.sample)) else { preconditionFailure("a sample is missing") }
@@ -241,6 +275,7 @@ struct SamplerRun<Value> {
                 values.remove(at: index)
             }
             evaluations += 1
+            latents = try settle(latents, evaluations < levels.count ? levels[evaluations] : nil)
         }
         completedSteps += 1
     }

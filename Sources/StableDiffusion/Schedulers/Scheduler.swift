@@ -9,6 +9,8 @@ struct SamplerSetup {
     let configuration: SchedulerConfiguration
     /// Number of steps.
     let steps: Int
+    /// The first step that is done; those before it are left out where a picture is begun with instead of noise.
+    var firstStep = 0
     /// Which noise levels the steps visit.
     let schedule: SigmaSchedule
     /// How timesteps are spaced.
@@ -206,11 +208,16 @@ extension Sampler {
 }
 
 /// How much of a sample is picture and how much noise: x = signal * picture + noise * ε.
-struct NoiseLevel {
-    /// √ᾱ.
+struct NoiseLevel: Sendable, Equatable {
+    /// √ᾱ, or 1 where the picture is not scaled down.
     let signal: Double
-    /// √(1 - ᾱ).
+    /// √(1 - ᾱ), or σ beside a picture that is not scaled down.
     let noise: Double
+
+    /// From its parts.
+    init(signal: Double, noise: Double) {
+        (self.signal, self.noise) = (signal, noise)
+    }
 
     /// From ᾱ.
     init(alphaCumprod: Float) {

@@ -37,8 +37,8 @@ extension SamplerSetup {
         let rounded = (sigmas + [final]).map { Double(Float($0)) }
         let highest = rounded.max() ?? 0
         return SigmaSteps(
-            timesteps: timesteps,
-            sigmas: rounded,
+            timesteps: Array(timesteps[firstStep...]),
+            sigmas: Array(rounded[firstStep...]),
             initNoiseSigma: spacing == .leading ? (highest * highest + 1).squareRoot() : highest,
             table: table
         )
@@ -66,8 +66,8 @@ extension SamplerSetup {
             }
         }
         return SigmaSteps(
-            timesteps: timesteps,
-            sigmas: (sigmas + [final(sigmas, table)]).map { Double(Float($0)) },
+            timesteps: Array(timesteps[firstStep...]),
+            sigmas: (sigmas + [final(sigmas, table)])[firstStep...].map { Double(Float($0)) },
             initNoiseSigma: 1,
             table: table
         )
@@ -81,9 +81,4 @@ extension SamplerSetup {
         let up = min(next, eta * max(variance, 0).squareRoot())
         return (max(next * next - up * up, 0).squareRoot(), up)
     }
-}
-
-/// What the model sees of a sample x = x_0 + σ ε is scaled to a variance of about 1.
-func inputScale(_ sigma: Double) -> Double {
-    1 / (sigma * sigma + 1).squareRoot()
 }

@@ -17,7 +17,7 @@ extension SamplerSetup {
         var pictures: [Combination] = []
         var order = 0
         for (index, timestep) in visited.timesteps.enumerated() {
-            let output = builder.evaluate(predicted, at: timestep)
+            let output = builder.evaluate(predicted, at: timestep, level: NoiseLevel(sigma: visited.sigmas[index]))
             let picture = prediction.picture(predicted, output, NoiseLevel(sigma: visited.sigmas[index]))
             if index == 0 || configuration.disableCorrector.contains(index - 1) {
                 x = predicted
@@ -25,7 +25,7 @@ extension SamplerSetup {
                 x = builder.keep(correction(x, pictures, picture, order: order, visited.sigmas, index))
             }
             pictures = pictures.suffix(1) + [picture]
-            order = min(configuration.lowerOrderFinal ? min(2, steps - index) : 2, index + 1)
+            order = min(configuration.lowerOrderFinal ? min(2, visited.timesteps.count - index) : 2, index + 1)
             predicted = builder.keep(self.prediction(x, pictures, order: order, visited.sigmas, index))
             builder.endStep()
         }
