@@ -107,6 +107,8 @@ public struct SourcePicture: Sendable, Equatable {
 
 /// Everything that determines one picture.
 public struct GenerationRequest: Sendable, Equatable {
+    /// More layers than any text encoder has.
+    public static let maximumClipSkip = 100
     /// The largest guidance scale: far beyond any use, and small enough that latents stay within the range of half floats.
     public static let maximumGuidanceScale = 10_000.0
 

@@ -49,6 +49,12 @@ struct GenerateCommand: ParsableCommand {
     )
     var eta: Double?
 
+    @Option(help: "How the prompts are read; a1111 knows (weights:1.2), [less] and BREAK.")
+    var promptSyntax: PromptSyntax?
+
+    @Option(help: "Layer of the text encoder, counted from the end, that conditions the picture.")
+    var clipSkip: Int?
+
     @Option(help: "Whose random numbers the seed means.")
     var rng: NoiseSource?
 
@@ -87,6 +93,13 @@ struct GenerateCommand: ParsableCommand {
             throw UsageError(description: "--\(error)")
         }
 
+        let clipSkip = clipSkip ?? sampling.clipSkip
+        guard 1...GenerationRequest.maximumClipSkip ~= clipSkip else {
+            throw UsageError(
+                description: "--clip-skip: found \(clipSkip), allowed is 1 to \(GenerationRequest.maximumClipSkip)"
+            )
+        }
+
         let logger = makeLogger(configuration)
         let generator = try StableDiffusionPipeline(configuration.pipelineOptions, logger: logger)
         let native = generator.model.nativeSize
@@ -102,7 +115,9 @@ struct GenerateCommand: ParsableCommand {
             sampler: sampler,
             schedule: schedule,
             spacing: spacing,
-            eta: eta
+            eta: eta,
+            promptSyntax: promptSyntax ?? sampling.promptSyntax,
+            clipSkip: clipSkip
         )
 
         let generation = try generator.prepare(request)

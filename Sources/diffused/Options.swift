@@ -6,6 +6,7 @@ internal import Serving
 public import StableDiffusion
 
 extension Precision: ExpressibleByArgument {}
+extension PromptSyntax: ExpressibleByArgument {}
 extension TimestepSpacing: ExpressibleByArgument {}
 extension NoiseSource: ExpressibleByArgument {}
 

@@ -36,7 +36,8 @@ private let topLevelKeys =
             image: {width: 768, height: auto}
             precision: bfloat16
             device: {platform: "NVIDIA", index: 1, gemm: clblast}
-            sampling: {sampler: DPM++ 2M Karras, spacing: trailing, steps: 20, scale: -1.5e1, rng: cuda}
+            sampling: {sampler: DPM++ 2M Karras, spacing: trailing, steps: 20, scale: -1.5e1,
+              rng: cuda, prompt_syntax: a1111, clip_skip: 2}
             queue: {capacity: 3}
             storage: {directory: /srv/pictures}
             kernels: {directory: Kernels}
@@ -57,6 +58,8 @@ private let topLevelKeys =
         expected.sampling.schedule = .karras
         expected.sampling.spacing = .trailing
         expected.sampling.noise = .cuda
+        expected.sampling.promptSyntax = .a1111
+        expected.sampling.clipSkip = 2
         expected.sampling.steps = 20
         expected.sampling.scale = -15
         expected.queue.capacity = 3

@@ -45,7 +45,8 @@ private let samplerNames = """
             """
             {"prompt": "a", "negative_prompt": "b", "width": 136, "height": "72", "steps": 7.0, "scale": "2.5",
              "seed": -9223372036854775808, "sampler": "euler_a", "schedule": "karras", "spacing": "leading", "eta": "0.5",
-             "rng": "numpy", "batch_size": "ignored"}
+             "rng": "numpy", "prompt_syntax": "a1111",
+             "clip_skip": "2", "batch_size": "ignored"}
             """
         )
         let expected = GenerationRequest(
@@ -60,7 +61,9 @@ private let samplerNames = """
             sampler: .eulerAncestral,
             schedule: .karras,
             spacing: .leading,
-            eta: 0.5
+            eta: 0.5,
+            promptSyntax: .a1111,
+            clipSkip: 2
         )
         #expect(request == expected)
     }
@@ -188,6 +191,8 @@ private let samplerNames = """
             "\"eta\": \"a\"", "eta", "float_parsing",
             "Input should be a valid number, unable to parse string as a number"
         ),
+        ("\"prompt_syntax\": \"b\"", "prompt_syntax", "enum", "Input should be 'plain' or 'a1111'"),
+        ("\"clip_skip\": 0", "clip_skip", "greater_than_equal", "Input should be greater than or equal to 1"),
         ("\"negative_prompt\": 1", "negative_prompt", "string_type", "Input should be a valid string"),
     ])
     func problems(field: String, name: String, type: String, message: String) throws {

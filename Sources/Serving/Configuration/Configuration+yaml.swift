@@ -26,6 +26,8 @@ extension Configuration {
         sampling:
           sampler: \(sampling.sampler.rawValue)
           schedule: \(sampling.schedule?.rawValue ?? "auto")
+          prompt_syntax: \(sampling.promptSyntax.rawValue)
+          clip_skip: \(sampling.clipSkip)
           spacing: \(sampling.spacing?.rawValue ?? "auto")
           steps: \(sampling.steps)
           scale: \(shortNumber(sampling.scale))

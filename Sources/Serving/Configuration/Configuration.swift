@@ -95,6 +95,14 @@ public struct Configuration: Equatable, Sendable {
         ///
         /// Nil (`auto`, the default) is what the checkpoint says, else the sampler's own way.
         public var spacing: TimestepSpacing?
+        /// `sampling.prompt_syntax`: how prompts are read.
+        ///
+        /// Default `plain`.
+        public var promptSyntax = PromptSyntax.plain
+        /// `sampling.clip_skip`: which layer of the text encoder conditions the picture, 1 to 100; 1 is the one the model was trained with.
+        ///
+        /// Default 1.
+        public var clipSkip = 1
         /// `sampling.rng`: whose random numbers the noise reproduces.
         ///
         /// Default `torch`.

@@ -55,13 +55,21 @@ struct ConfigurationDecoder {
             try device.integer("index", in: 0...255, orWord: "auto", into: &result.device.index)
             try device.choice("gemm", into: &result.device.gemm)
         }
-        let samplingKeys = ["sampler", "schedule", "spacing", "steps", "scale", "rng"]
+        let samplingKeys = [
+            "sampler", "schedule", "spacing", "steps", "scale", "rng", "prompt_syntax", "clip_skip",
+        ]
         if let sampling = try top.section("sampling", keys: samplingKeys) {
             try sampling.sampler("sampler", into: &result.sampling.sampler, schedule: &result.sampling.schedule)
             try sampling.choice("schedule", orWord: "auto", into: &result.sampling.schedule)
             if let schedule = result.sampling.schedule {
                 try sampling.check(schedule, of: result.sampling.sampler)
             }
+            try sampling.choice("prompt_syntax", into: &result.sampling.promptSyntax)
+            try sampling.integer(
+                "clip_skip",
+                in: 1...GenerationRequest.maximumClipSkip,
+                into: &result.sampling.clipSkip
+            )
             try sampling.choice("spacing", orWord: "auto", into: &result.sampling.spacing)
             try sampling.integer("steps", in: 1...result.limits.steps, into: &result.sampling.steps)
             try sampling.number(

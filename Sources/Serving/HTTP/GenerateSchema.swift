@@ -111,7 +111,15 @@ struct GenerateSchema: Sendable {
                     TimestepSpacing.init(rawValue:)
                 )
             },
-            eta: fields.read("eta", default: nil, eta)
+            eta: fields.read("eta", default: nil, eta),
+            promptSyntax: fields.read("prompt_syntax", default: sampling.promptSyntax) {
+                name,
+                value throws(RequestProblem) in
+                try choice(name, value, among: PromptSyntax.allCases.map(\.rawValue), PromptSyntax.init(rawValue:))
+            },
+            clipSkip: fields.read("clip_skip", default: sampling.clipSkip) { _, value throws(RequestProblem) in
+                try integer(clipSkipField, value)
+            }
         )
         if fields.problems.isEmpty {
             do {
@@ -348,6 +356,18 @@ struct GenerateSchema: Sendable {
         )
     }
 
+    private var clipSkipField: IntegerField {
+        IntegerField(
+            name: "clip_skip",
+            title: "Clip skip",
+            description:
+                "Layer of the text encoder, counted from the end, that conditions the image; 1 is the one the model "
+                + "was trained with",
+            minimum: WholeNumber(1),
+            maximum: WholeNumber(GenerationRequest.maximumClipSkip)
+        )
+    }
+
     private var seedField: IntegerField {
         IntegerField(
             name: "seed",
@@ -446,6 +466,14 @@ struct GenerateSchema: Sendable {
                     "minimum": 0,
                     "maximum": 1,
                 ],
+                "prompt_syntax": describe(
+                    "Prompt syntax",
+                    "How the prompts are read: plain, cut where the text encoder ends; or a1111, with (weights:1.2), [less], "
+                        + "BREAK and no limit of length",
+                    PromptSyntax.allCases.map(\.rawValue),
+                    default: configuration.sampling.promptSyntax.rawValue
+                ),
+                "clip_skip": describe(clipSkipField, default: JSONValue(configuration.sampling.clipSkip)),
                 "rng": describe(
                     "Random numbers",
                     "Whose random numbers the seed means",

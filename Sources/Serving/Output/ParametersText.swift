@@ -30,8 +30,9 @@ public enum ParametersText {
             ("Seed", request.seed.description),
             ("Size", "\(request.width)x\(request.height)"),
             ("Model", stem(model.name)),
-            ("RNG", rngName(request.noise)),
         ]
+        if request.clipSkip > 1 { settings.append(("Clip skip", String(request.clipSkip))) }
+        settings.append(("RNG", rngName(request.noise)))
         // The web UI has a setting for each of the two.
         if let eta = request.eta { settings.append((request.sampler == .ddim ? "Eta DDIM" : "Eta", shortNumber(eta))) }
         if let spacing = request.spacing { settings.append(("Timestep spacing", spacing.rawValue)) }
