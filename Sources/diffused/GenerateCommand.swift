@@ -49,6 +49,18 @@ struct GenerateCommand: ParsableCommand {
     )
     var eta: Double?
 
+    @Option(
+        help: "PNG file that the picture is made from; its size is the default of the picture's.",
+        completion: .file()
+    )
+    var image: String?
+
+    @Option(help: "PNG file of the image's size: white is drawn anew, black stays.", completion: .file())
+    var mask: String?
+
+    @Option(parsing: .unconditional, help: "How far from the image the drawing begins, above 0 to 1, which is noise.")
+    var strength = 0.75
+
     @Option(help: "How the prompts are read; a1111 knows (weights:1.2), [less] and BREAK.")
     var promptSyntax: PromptSyntax?
 
@@ -100,14 +112,23 @@ struct GenerateCommand: ParsableCommand {
             )
         }
 
+        guard strength > 0, strength <= 1 else {
+            throw UsageError(description: "--strength: found \(strength), allowed is above 0 to 1")
+        }
+        guard mask == nil || image != nil else {
+            throw UsageError(description: "--mask: without --image it says nothing")
+        }
+        let picture = try image.map { try Self.decoded($0, option: "--image") }
+        let own = picture.map { SourcePicture.size(of: $0, multiple: 8, limits: (limits.width, limits.height)) }
+
         let logger = makeLogger(configuration)
         let generator = try StableDiffusionPipeline(configuration.pipelineOptions, logger: logger)
         let native = generator.model.nativeSize
-        let request = GenerationRequest(
+        var request = GenerationRequest(
             prompt: prompt,
             negativePrompt: negativePrompt,
-            width: width ?? configuration.image.width ?? native,
-            height: height ?? configuration.image.height ?? native,
+            width: width ?? own?.0 ?? configuration.image.width ?? native,
+            height: height ?? own?.1 ?? configuration.image.height ?? native,
             steps: steps,
             guidanceScale: scale,
             seed: seed?.seed ?? .random(),
@@ -119,6 +140,19 @@ struct GenerateCommand: ParsableCommand {
             promptSyntax: promptSyntax ?? sampling.promptSyntax,
             clipSkip: clipSkip
         )
+        if let picture {
+            do {
+                request.source = try SourcePicture(
+                    picture,
+                    mask: mask.map { try Self.contents($0, option: "--mask") },
+                    strength: strength,
+                    width: request.width,
+                    height: request.height
+                )
+            } catch let error as SourcePicture.DecodingError {
+                throw UsageError(description: "--\(error.field): \(error.reason)")
+            }
+        }
 
         let generation = try generator.prepare(request)
         let progress = ProgressBar(total: generation.totalSteps)
@@ -141,6 +175,24 @@ struct GenerateCommand: ParsableCommand {
             Diffused.write("note: the prompt is longer than the model reads; this was cut: \(cut)\n")
         }
         print(path)
+    }
+
+    /// A picture from a file.
+    private static func decoded(_ path: String, option: String) throws -> DecodedPicture {
+        let bytes = try contents(path, option: option)
+        do {
+            return try DecodedPicture.rgb(bytes)
+        } catch {
+            throw UsageError(description: "\(option): \(path): \(error)")
+        }
+    }
+
+    private static func contents(_ path: String, option: String) throws -> [UInt8] {
+        do {
+            return Array(try Data(contentsOf: URL(fileURLWithPath: path)))
+        } catch {
+            throw UsageError(description: "\(option): \(path) cannot be read: \(error.localizedDescription)")
+        }
     }
 
     /// A file name that says what the picture is, and that does not exist yet.

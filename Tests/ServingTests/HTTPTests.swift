@@ -75,7 +75,7 @@ private func downloadID(_ response: TestResponse) throws -> String {
                 #expect(picture.headers[.contentType] == "image/png")
                 #expect(picture.headers[.contentDisposition] == "attachment; filename=\"\(id).png\"")
                 let bytes = Array(buffer: picture.body)
-                let decoded = try PNGEncoder.decode(bytes)
+                let decoded = try DecodedPicture.rgb(bytes)
                 #expect(decoded.width == 136)
                 #expect(decoded.height == 72)
                 #expect(decoded.pixels.dropFirst(136 * 3).starts(with: [0, 1, 255, 1, 1, 255]))

@@ -69,14 +69,14 @@ private final class Connection: Sendable {
         }
     }
 
-    @Test func aTenMegabyteBodyIsRefusedAndTheConnectionLivesOn() async throws {
+    @Test func aTwentyMegabyteBodyIsRefusedAndTheConnectionLivesOn() async throws {
         try await withDaemon { daemon in
             try await daemon.buildApplication().test(.live) { client in
-                let body = "{\"prompt\": \"\(String(repeating: "a", count: 10 << 20))\"}"
+                let body = "{\"prompt\": \"\(String(repeating: "a", count: 20 << 20))\"}"
                 let answer = try await client.generate(body)
                 #expect(answer.status == .unprocessableContent)
                 #expect(answer.firstProblem?["type"] == "body_too_large")
-                #expect(answer.firstProblem?["msg"] == "The body should have at most 1048576 bytes")
+                #expect(answer.firstProblem?["msg"] == "The body should have at most 16777216 bytes")
                 // The same connection.
                 try await #expect(client.generate("{\"prompt\": \"a\"}").status == .ok)
                 try await #expect(client.get("/", method: .head).status == .ok)

@@ -49,7 +49,7 @@ private func request(_ prompt: String, negative: String = "", seed: Seed = Seed(
         // Noise does not compress, so this also meets the bound on the encoded size.
         let pixels = noise(width * height * 3)
         let png = try PNGEncoder.encode(pixels: pixels, width: width, height: height, text: ("parameters", "x"))
-        let decoded = try PNGEncoder.decode(png)
+        let decoded = try DecodedPicture.rgb(png)
         #expect(decoded.width == width)
         #expect(decoded.height == height)
         #expect(decoded.pixels == pixels)

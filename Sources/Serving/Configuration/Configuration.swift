@@ -171,8 +171,8 @@ public struct Configuration: Equatable, Sendable {
         public var promptCharacters = 10_000
         /// `limits.body_bytes`: bytes of a request body, 1024 to 67108864.
         ///
-        /// Default 1048576.
-        public var bodyBytes = 1 << 20
+        /// Default 16777216.
+        public var bodyBytes = 16 << 20
     }
 
     /// How much is written to standard error.

@@ -2,6 +2,7 @@
 // and describes itself for `/openapi.json`, so that the two cannot disagree. Conversions follow pydantic's lax mode,
 // which the first implementation's clients rely on, except that true and false are no numbers.
 
+internal import Foundation
 internal import JSON
 internal import StableDiffusion
 
@@ -80,7 +81,7 @@ struct GenerateSchema: Sendable {
         let sampling = configuration.sampling
         let name = fields.read("sampler", default: SamplerName(sampling.sampler), samplerName)
         let sampler = name.sampler
-        let request = GenerationRequest(
+        var request = GenerationRequest(
             prompt: prompt,
             negativePrompt: fields.read("negative_prompt", default: "", text),
             width: fields.read("width", default: configuration.image.width ?? size) { _, value throws(RequestProblem) in
@@ -132,8 +133,89 @@ struct GenerateSchema: Sendable {
                 fields.problems = [RequestProblem(type: "value_error", field: "sampler", "Value error, \(error)")]
             }
         }
+        if fields.problems.isEmpty { addSource(to: &request, of: body, &fields) }
         guard fields.problems.isEmpty else { throw RequestProblems(problems: fields.problems) }
         return request
+    }
+
+    /// Adds the picture that a picture is to be made from, if there is one.
+    private func addSource(to request: inout GenerationRequest, of body: JSONValue, _ fields: inout FieldReader) {
+        let strength = fields.read("strength", default: Self.usualStrength, strength)
+        let image = fields.read("image", default: nil) { name, value throws(RequestProblem) -> DecodedPicture? in
+            let bytes = try file(name, value)
+            do {
+                return try DecodedPicture.rgb(bytes)
+            } catch {
+                throw RequestProblem(type: "value_error", field: name, "Value error, \(error)")
+            }
+        }
+        let mask = fields.read("mask", default: nil) { name, value throws(RequestProblem) -> [UInt8]? in
+            try file(name, value)
+        }
+        guard fields.problems.isEmpty else { return }
+        guard let image else {
+            for name in ["mask", "strength"] {
+                guard let value = body[name], value != .null else { continue }
+                fields.problems.append(
+                    RequestProblem(type: "value_error", field: name, "Value error, without an image it says nothing")
+                )
+            }
+            return
+        }
+        // What the request leaves open is the picture's own size.
+        let own = SourcePicture.size(
+            of: image,
+            multiple: 8,
+            limits: (configuration.limits.width, configuration.limits.height)
+        )
+        if (body["width"] ?? .null) == .null { request.width = own.0 }
+        if (body["height"] ?? .null) == .null { request.height = own.1 }
+        do {
+            request.source = try SourcePicture(
+                image,
+                mask: mask,
+                strength: strength,
+                width: request.width,
+                height: request.height
+            )
+        } catch {
+            fields.problems.append(
+                RequestProblem(type: "value_error", field: error.field, "Value error, \(error.reason)")
+            )
+        }
+    }
+
+    /// AUTOMATIC1111's default.
+    private static let usualStrength = 0.75
+
+    /// The bytes of a file in base64, with or without the prefix of a data URL.
+    private func file(_ name: String, _ value: JSONValue) throws(RequestProblem) -> [UInt8] {
+        guard case .string(let text) = value else {
+            throw RequestProblem(type: "string_type", field: name, "Input should be a valid string", input: value)
+        }
+        let encoded =
+            text.hasPrefix("data:") ? text.firstIndex(of: ",").map { text[text.index(after: $0)...] } : text[...]
+        guard let encoded, !encoded.isEmpty,
+            let data = Data(base64Encoded: String(encoded), options: .ignoreUnknownCharacters),
+            !data.isEmpty
+        else {
+            throw RequestProblem(type: "value_error", field: name, "Value error, it is no file in base64")
+        }
+        return Array(data)
+    }
+
+    private func strength(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
+        let number = try number(name, value, atMost: 1)
+        guard number > 0 else {
+            throw RequestProblem(
+                type: "greater_than",
+                field: name,
+                "Input should be greater than 0",
+                input: value,
+                context: ["gt": 0]
+            )
+        }
+        return number
     }
 
     /// Reads the fields of a body and keeps what is wrong with them, so that a client hears of everything at once.
@@ -473,6 +555,31 @@ struct GenerateSchema: Sendable {
                     PromptSyntax.allCases.map(\.rawValue),
                     default: configuration.sampling.promptSyntax.rawValue
                 ),
+                "image": [
+                    "title": "Image",
+                    "type": "string",
+                    "format": "byte",
+                    "nullable": true,
+                    "description":
+                        "PNG file in base64 that the image is made from; its size is the default of width and height",
+                ],
+                "mask": [
+                    "title": "Mask",
+                    "type": "string",
+                    "format": "byte",
+                    "nullable": true,
+                    "description": "PNG file in base64, of the image's size: white is drawn anew, black stays",
+                ],
+                "strength": [
+                    "title": "Strength",
+                    "type": "number",
+                    "nullable": true,
+                    "description": "How far from the image the drawing begins; 1 is noise",
+                    "exclusiveMinimum": true,
+                    "minimum": 0,
+                    "maximum": 1,
+                    "default": JSONValue(Self.usualStrength),
+                ],
                 "clip_skip": describe(clipSkipField, default: JSONValue(configuration.sampling.clipSkip)),
                 "rng": describe(
                     "Random numbers",

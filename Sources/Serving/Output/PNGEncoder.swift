@@ -1,5 +1,5 @@
 // From RGB rows to the bytes of a PNG file, through libpng's simplified interface: the full one reports errors by
-// longjmp, which must not pass over Swift frames. The only file that imports CPNG.
+// longjmp, which must not pass over Swift frames.
 
 internal import CPNG
 
@@ -49,39 +49,5 @@ public enum PNGEncoder {
         guard written != 0 else { throw PNGError(description: "libpng: \(message(of: image))") }
         guard let text else { return bytes }
         return PNGTextChunk(keyword: text.keyword, value: text.value).inserted(into: bytes)
-    }
-
-    /// Decodes a picture, for tests.
-    ///
-    /// - Throws: `PNGError`.
-    static func decode(_ bytes: [UInt8]) throws(PNGError) -> (pixels: [UInt8], width: Int, height: Int) {
-        var image = png_image()
-        image.version = png_uint_32(PNG_IMAGE_VERSION)
-        defer { png_image_free(&image) }
-        let begun = bytes.withUnsafeBytes { png_image_begin_read_from_memory(&image, $0.baseAddress, $0.count) }
-        guard begun != 0 else { throw PNGError(description: "libpng: \(message(of: image))") }
-        image.format = png_uint_32(PNG_FORMAT_FLAG_COLOR)
-        let width = Int(image.width)
-        let height = Int(image.height)
-        var pixels = [UInt8](repeating: 0, count: width * height * 3)
-        // The bytes are read during this call too, so it stays inside their lifetime.
-        let finished = bytes.withUnsafeBytes { source in
-            var again = png_image()
-            again.version = png_uint_32(PNG_IMAGE_VERSION)
-            defer { png_image_free(&again) }
-            guard png_image_begin_read_from_memory(&again, source.baseAddress, source.count) != 0 else {
-                return Int32(0)
-            }
-            again.format = png_uint_32(PNG_FORMAT_FLAG_COLOR)
-            return png_image_finish_read(&again, nil, &pixels, 0, nil)
-        }
-        guard finished != 0 else { throw PNGError(description: "libpng: the picture cannot be read to its end") }
-        return (pixels, width, height)
-    }
-
-    private static func message(of image: png_image) -> String {
-        withUnsafeBytes(of: image.message) { bytes in
-            String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
-        }
     }
 }

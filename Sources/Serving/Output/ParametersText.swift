@@ -31,6 +31,7 @@ public enum ParametersText {
             ("Size", "\(request.width)x\(request.height)"),
             ("Model", stem(model.name)),
         ]
+        if let source = request.source { settings.append(("Denoising strength", shortNumber(source.strength))) }
         if request.clipSkip > 1 { settings.append(("Clip skip", String(request.clipSkip))) }
         settings.append(("RNG", rngName(request.noise)))
         // The web UI has a setting for each of the two.

@@ -1,0 +1,148 @@
+// Pictures that come in: PNG files of any kind through libpng's simplified interface, which reports errors without longjmp.
+
+internal import CPNG
+internal import Foundation
+
+/// Why a picture that was sent cannot be used; the end of a sentence about it.
+public struct PictureError: Error, Equatable, CustomStringConvertible {
+    /// What is wrong, and what to do.
+    public let description: String
+}
+
+/// A picture of any size, as it came.
+public struct DecodedPicture: Sendable, Equatable {
+    /// In pixels.
+    public var width: Int
+    /// In pixels.
+    public var height: Int
+    /// Rows of `channels` bytes a pixel.
+    public var pixels: [UInt8]
+    /// 3 for RGB, 1 for brightness.
+    public var channels: Int
+
+    /// More pixels than anybody sends; a file of few bytes may claim as many as it likes.
+    public static let maximumPixels = 64 << 20
+
+    /// Decodes a PNG file as RGB: 16 bits a channel become 8, palettes and grey become colours, and what is transparent shows white.
+    public static func rgb(_ bytes: [UInt8]) throws(PictureError) -> DecodedPicture {
+        try DecodedPicture(bytes, format: png_uint_32(PNG_FORMAT_FLAG_COLOR), background: 255)
+    }
+
+    /// Decodes a PNG file as brightness, what is transparent as black.
+    public static func brightness(_ bytes: [UInt8]) throws(PictureError) -> DecodedPicture {
+        try DecodedPicture(bytes, format: 0, background: 0)
+    }
+
+    private init(_ bytes: [UInt8], format: png_uint_32, background: UInt8) throws(PictureError) {
+        guard bytes.starts(with: [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]) else {
+            let kind =
+                if bytes.starts(with: [0xFF, 0xD8, 0xFF]) {
+                    "a JPEG file"
+                } else if bytes.starts(with: Array("RIFF".utf8)) {
+                    "a WebP file"
+                } else {
+                    "no PNG file"
+                }
+            throw PictureError(description: "it is \(kind); PNG is what is read")
+        }
+        channels = format == 0 ? 1 : 3
+        var image = png_image()
+        image.version = png_uint_32(PNG_IMAGE_VERSION)
+        defer { png_image_free(&image) }
+        var failure: String?
+        var (width, height, pixels) = (0, 0, [UInt8]())
+        let channels = channels
+        // The bytes are read during both calls, so these stay inside their lifetime.
+        bytes.withUnsafeBytes { source in
+            guard png_image_begin_read_from_memory(&image, source.baseAddress, source.count) != 0 else {
+                failure = message(of: image)
+                return
+            }
+            (width, height) = (Int(image.width), Int(image.height))
+            guard width * height <= Self.maximumPixels else {
+                failure = "it has \(width)x\(height) pixels, more than the \(Self.maximumPixels) allowed"
+                return
+            }
+            // Without a chunk that says otherwise, 16-bit files are as bright as 8-bit ones.
+            image.flags |= png_uint_32(PNG_IMAGE_FLAG_16BIT_sRGB)
+            image.format = format
+            var color = png_color(red: background, green: background, blue: background)
+            pixels = [UInt8](repeating: 0, count: width * height * channels)
+            if png_image_finish_read(&image, &color, &pixels, 0, nil) == 0 { failure = message(of: image) }
+        }
+        if let failure { throw PictureError(description: "the PNG file cannot be read: \(failure)") }
+        (self.width, self.height, self.pixels) = (width, height, pixels)
+    }
+
+    /// The picture in another size, by Lanczos' window of three lobes, widened where it shrinks, as Pillow's `LANCZOS` resizes.
+    public func resized(width newWidth: Int, height newHeight: Int) -> DecodedPicture {
+        var result = self
+        if newWidth != width {
+            result.pixels = Self.resample(result.pixels, rows: height, length: width, to: newWidth, channels)
+            result.width = newWidth
+        }
+        if newHeight != height {
+            // Columns are rows of a picture that lies on its side.
+            let sideways = Self.transposed(result.pixels, width: result.width, height: height, channels)
+            let resized = Self.resample(sideways, rows: result.width, length: height, to: newHeight, channels)
+            result.pixels = Self.transposed(resized, width: newHeight, height: result.width, channels)
+            result.height = newHeight
+        }
+        return result
+    }
+
+    private static func resample(_ pixels: [UInt8], rows: Int, length: Int, to newLength: Int, _ channels: Int)
+        -> [UInt8]
+    {
+        let scale = Double(length) / Double(newLength)
+        let stretch = max(scale, 1)
+        let support = 3 * stretch
+        let taps = (0..<newLength).map { index -> (first: Int, weights: [Double]) in
+            let center = (Double(index) + 0.5) * scale
+            let first = max(0, Int(center - support + 0.5))
+            let last = min(length, Int(center + support + 0.5))
+            let weights = (first..<last).map { lanczos((Double($0) - center + 0.5) / stretch) }
+            let sum = weights.reduce(0, +)
+            return (first, weights.map { $0 / sum })
+        }
+        var result = [UInt8](repeating: 0, count: rows * newLength * channels)
+        for row in 0..<rows {
+            for (index, tap) in taps.enumerated() {
+                for channel in 0..<channels {
+                    var sum = 0.0
+                    for (offset, weight) in tap.weights.enumerated() {
+                        sum += weight * Double(pixels[(row * length + tap.first + offset) * channels + channel])
+                    }
+                    result[(row * newLength + index) * channels + channel] = UInt8(min(max(sum.rounded(), 0), 255))
+                }
+            }
+        }
+        return result
+    }
+
+    private static func lanczos(_ x: Double) -> Double {
+        guard abs(x) < 3 else { return 0 }
+        guard x != 0 else { return 1 }
+        let t = x * .pi
+        return 3 * sin(t) * sin(t / 3) / (t * t)
+    }
+
+    private static func transposed(_ pixels: [UInt8], width: Int, height: Int, _ channels: Int) -> [UInt8] {
+        var result = [UInt8](repeating: 0, count: pixels.count)
+        for y in 0..<height {
+            for x in 0..<width {
+                for channel in 0..<channels {
+                    result[(x * height + y) * channels + channel] = pixels[(y * width + x) * channels + channel]
+                }
+            }
+        }
+        return result
+    }
+}
+
+/// What libpng said.
+func message(of image: png_image) -> String {
+    withUnsafeBytes(of: image.message) { bytes in
+        String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+    }
+}
