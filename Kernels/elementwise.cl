@@ -48,6 +48,20 @@ __kernel void activated_sum(__global const activation_t* restrict a, __global co
     if (i < COUNT) STORE_ACTIVATION(y, i, activate_scalar(FUNCTION, LOAD_ACTIVATION(a, i) + LOAD_ACTIVATION(b, i)));
 }
 
+// gated_values — y = value * gelu(gate): a GEGLU whose values and gates were computed apart, so that something could be added to them.
+// Layout    x [rows, PITCH] activation_t: DISTANCE values, then their gates, and again; y [rows, O] output_t
+// Mapping   global (O rounded up, rows)
+// Variants  -DACTIVATION=1 | -DOUTPUT=2
+__kernel void gated_values(__global const activation_t* restrict x, __global output_t* restrict y, const int PITCH, const int O,
+                           const int DISTANCE)
+{
+    const int o = (int)get_global_id(0);
+    const size_t row = get_global_id(1);
+    if (o >= O) return;
+    const size_t at = row * PITCH + o / DISTANCE * 2 * DISTANCE + o % DISTANCE;
+    STORE_OUTPUT(y, row * O + o, LOAD_ACTIVATION(x, at) * activate_scalar(FUNCTION_GELU, LOAD_ACTIVATION(x, at + DISTANCE)));
+}
+
 // to_float — y = x as float; from_float — y = x in the storage type STORED.
 // Mapping   global (COUNT rounded up)
 // Variants  -DSTORED=1 | -DSTORED=2

@@ -145,6 +145,8 @@ public struct GenerationRequest: Sendable, Equatable {
     ///
     /// At least 1.
     public var clipSkip: Int
+    /// LoRAs to draw with, at most `LoRAReference.maximumCount` together with those in the prompt.
+    public var loras: [LoRAReference]
     /// What the picture is made from; nil for noise.
     public var source: SourcePicture?
 
@@ -164,6 +166,7 @@ public struct GenerationRequest: Sendable, Equatable {
         eta: Double? = nil,
         promptSyntax: PromptSyntax = .plain,
         clipSkip: Int = 1,
+        loras: [LoRAReference] = [],
         source: SourcePicture? = nil
     ) {
         self.prompt = prompt
@@ -180,6 +183,7 @@ public struct GenerationRequest: Sendable, Equatable {
         self.eta = eta
         self.promptSyntax = promptSyntax
         self.clipSkip = clipSkip
+        self.loras = loras
         self.source = source
     }
 }

@@ -8,6 +8,7 @@ final class PictureGeneration: Generation {
     private let request: GenerationRequest
     private let pipeline: StableDiffusionPipeline
     private let contexts: [UNetContext]
+    private let adapters: AdapterSet?
     private let bands: DecoderBands?
     private let truncatedPrompt: String?
     private let kept: KeptPicture?
@@ -39,15 +40,18 @@ final class PictureGeneration: Generation {
     ///
     /// - Parameters:
     ///   - program: Of the request.
+    ///   - adapters: Of its LoRAs, in effect already.
     ///   - bands: How the latents are decoded; nil on the whole.
     init(
         _ request: GenerationRequest,
         _ program: SamplerProgram,
         _ pipeline: StableDiffusionPipeline,
+        adapters: AdapterSet?,
         bands: DecoderBands?
     ) throws {
         self.request = request
         self.pipeline = pipeline
+        self.adapters = adapters
         self.bands = bands
         totalSteps = program.steps.count
         let prompts = try pipeline.encode(request)
@@ -101,7 +105,9 @@ final class PictureGeneration: Generation {
         try translatingDeviceErrors(releasing: pipeline.device) {
             try run.step(
                 evaluate: { latents, evaluation, _ in
-                    try pipeline.predict(latents, evaluation, contexts, conditioning: conditioning, for: request)
+                    try pipeline.adapters.with(adapters) {
+                        try pipeline.predict(latents, evaluation, contexts, conditioning: conditioning, for: request)
+                    }
                 },
                 combine: { terms in try Tensor.weightedSum(terms.map { (Float($0.coefficient), $0.value) }) },
                 noise: { try pipeline.noise(&noise, for: request) },

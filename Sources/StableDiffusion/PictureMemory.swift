@@ -85,6 +85,8 @@ struct PicturePlan: Sendable, Equatable {
         let tokens: [Int]
         /// Latents, outputs and noise that the sampler keeps while the model runs.
         let heldLatents: Int
+        /// LoRAs, whose intermediate results take memory too.
+        let loras: [LoRAReference]
         /// Whether it is made from a picture, and whether with a mask.
         let source: [Bool]
     }
@@ -137,11 +139,11 @@ extension StableDiffusionPipeline {
         return plans
     }
 
-    /// What a picture takes: a dry run of its generation, up to the step at which the sampler keeps most.
+    /// What a picture takes: a dry run of its generation, up to the step at which the sampler keeps most, with the adapters in effect.
     func need(_ request: GenerationRequest, bands: DecoderBands?) throws -> MemoryNeed {
         let program = try program(request)
         var need = try device.memoryNeed {
-            let generation = try PictureGeneration(request, program, self, bands: bands)
+            let generation = try PictureGeneration(request, program, self, adapters: adapters.active, bands: bands)
             for _ in 0...program.stepThatHoldsMost { try generation.step() }
             let picture = try generation.decodedLatents()
             // As `PictureGeneration.decode` reads it.
@@ -162,6 +164,7 @@ extension StableDiffusionPipeline {
             height: request.height,
             tokens: try promptEncoder.tokenCounts(request, usesGuidance: usesGuidance(request)),
             heldLatents: try program(request).heldValues,
+            loras: request.loras,
             source: request.source.map { [$0.mask != nil, $0.strength == 1] } ?? []
         )
     }

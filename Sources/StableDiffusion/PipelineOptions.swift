@@ -39,6 +39,10 @@ public struct PipelineOptions: Sendable, Equatable {
     public var precision: Precision
     /// Device choice.
     public var device: DeviceOptions
+    /// Directory whose LoRAs requests may name; nil for none.
+    public var lorasDirectory: String?
+    /// Directory whose textual inversions prompts may name; nil for none.
+    public var embeddingsDirectory: String?
     /// Directory of `.cl` files to use instead of the embedded ones, for work on kernels.
     public var kernelsDirectory: String?
     /// Directory for tuning results and built kernels; nil keeps none.
@@ -51,6 +55,8 @@ public struct PipelineOptions: Sendable, Equatable {
         prediction: PredictionChoice = .auto,
         precision: Precision = .float16,
         device: DeviceOptions = DeviceOptions(),
+        lorasDirectory: String? = nil,
+        embeddingsDirectory: String? = nil,
         kernelsDirectory: String? = nil,
         cacheDirectory: String? = nil
     ) {
@@ -59,6 +65,8 @@ public struct PipelineOptions: Sendable, Equatable {
         self.prediction = prediction
         self.precision = precision
         self.device = device
+        self.lorasDirectory = lorasDirectory
+        self.embeddingsDirectory = embeddingsDirectory
         self.kernelsDirectory = kernelsDirectory
         self.cacheDirectory = cacheDirectory
     }

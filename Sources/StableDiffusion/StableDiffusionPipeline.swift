@@ -18,6 +18,11 @@ public final class StableDiffusionPipeline: ImageGenerator {
     private let vaeFiles: Checkpoint
     private let vaeDevice: TensorDevice
     let configuration: ModelConfiguration
+    /// The model's layers, and what LoRAs add to them.
+    let adapters = AdapterList()
+    private let loras: LoRADirectory
+    /// The adapters uploaded last, which the next request may want as well.
+    private var uploaded: (loras: [UploadedLoRA], adapters: AdapterSet)?
     /// Picture size that the pool's buffers are for.
     private var pooledSize: [Int] = []
     /// Ways to make the picture asked for last, and what each takes.
@@ -34,6 +39,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
         let path = options.modelPath
         let source = try ModelSource(path: path, vae: options.vaePath, prediction: options.prediction)
         configuration = try ModelConfiguration(source)
+        loras = LoRADirectory(options.lorasDirectory, LoRATargets(configuration))
         let suffixes = ["", "_2"].prefix(configuration.textEncoders.count)
         let tokenizers = try zip(suffixes, configuration.textEncoders).map {
             try source.tokenizer("tokenizer" + $0, textEncoder: $1)
@@ -53,9 +59,15 @@ public final class StableDiffusionPipeline: ImageGenerator {
             configuration,
             tokenizers: tokenizers,
             checkpoints: textEncoderFiles,
+            adapters: adapters,
+            embeddingsDirectory: options.embeddingsDirectory,
             on: device
         )
-        unet = try UNet2DConditionModel(WeightLoader(unetFiles), configuration.unet, on: device)
+        unet = try UNet2DConditionModel(
+            WeightLoader(unetFiles, adaptation: (adapters, .unet)),
+            configuration.unet,
+            on: device
+        )
         // Stable Diffusion XL's overflows in half precision, where activations are that.
         vaeDevice = configuration.needsFloat32VAE ? device.withFloat32Activations() : device
         vae = try AutoencoderKL(WeightLoader(vaeFiles), configuration.vae, on: vaeDevice)
@@ -83,6 +95,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
     ///
     /// - Throws: `GenerationError`.
     public func prepare(_ request: GenerationRequest) throws -> any Generation {
+        let request = try request.takingTags()
         // Buffers of another size would only add up: what a daemon holds is to be bounded by its largest picture, not by
         // how many sizes it has drawn.
         let size = [request.width, request.height]
@@ -91,9 +104,37 @@ public final class StableDiffusionPipeline: ImageGenerator {
         return try translatingDeviceErrors(releasing: device) {
             let program = try program(request)
             if request.source != nil || configuration.isInpainting { try loadEncoder() }
-            // Said now rather than after all the steps.
-            return try PictureGeneration(request, program, self, bands: plan(for: request).bands)
+            let set = try adapterSet(for: request)
+            return try adapters.with(set) {
+                // Said now rather than after all the steps.
+                let plan = try plan(for: request)
+                return try PictureGeneration(request, program, self, adapters: set, bands: plan.bands)
+            }
         }
+    }
+
+    /// A LoRA whose adapters are uploaded.
+    private struct UploadedLoRA: Equatable {
+        let file: LoRADirectory.Identity
+        let weight: Double
+    }
+
+    /// What the LoRAs of a request add to the model, uploaded unless the last request's are the same; nil for nothing.
+    ///
+    /// Only one request's are kept: another's take a moment to upload, and the model itself stays as it is.
+    func adapterSet(for request: GenerationRequest) throws -> AdapterSet? {
+        let found = try loras(request.loras)
+        let wanted = zip(found, request.loras).map { UploadedLoRA(file: $0.0, weight: $1.weight) }
+        guard wanted.contains(where: { $0.weight != 0 }) else { return nil }
+        if let uploaded, uploaded.loras == wanted { return uploaded.adapters }
+        uploaded = nil
+        let set = try AdapterSet(
+            zip(found, request.loras).map { ($0.1, $1.weight) },
+            for: adapters,
+            on: device
+        )
+        uploaded = (wanted, set)
+        return set
     }
 
     /// A request's prompts, encoded.

@@ -75,6 +75,25 @@ extension Tensor {
         return y
     }
 
+    /// The GEGLU of values and gates that stand as the outputs of `weights.ungated`: value * gelu(gate), allocated.
+    ///
+    /// `[..., 2 * O]` (or more, with padding) of activation type to `[..., O]`.
+    /// - Parameter type: Storage of the result, activation or operand type.
+    public func gated(_ weights: ConvolutionWeights, as type: ElementType) throws -> Tensor {
+        precondition(elementType == device.activationType, "gates of \(elementType)")
+        let y = try Tensor(shape.dropLast() + [weights.outChannels], type, on: device)
+        let macros = type == device.activationType ? [:] : ["OUTPUT": type.rawValue]
+        try device.kernel("gated_values", file: "elementwise.cl", macros: macros, arguments: 5).enqueue(
+            [
+                .buffer(buffer), .buffer(y.buffer), .int(channels), .int(weights.outChannels),
+                .int(weights.gateDistance),
+            ],
+            global: [weights.outChannels, rows],
+            local: [device.tuning.elementwiseWorkGroup, 1]
+        )
+        return y
+    }
+
     /// Row `positions[b]` of each `[T, C]` of `[B, T, C]`: `[B, C]`, allocated.
     public func rows(at positions: [Int]) throws -> Tensor {
         precondition(shape.count == 3 && shape[0] == positions.count, "\(positions.count) rows of \(shape)")
@@ -94,6 +113,33 @@ extension Tensor {
             )
         }
         return y
+    }
+
+    /// Puts rows of another tensor in the place of some of this one's, in this one's memory.
+    ///
+    /// - Parameters:
+    ///   - positions: One of this tensor's rows (traps otherwise) for each row of the other.
+    ///   - other: Of the same channels and type.
+    public func replaceRows(at positions: [Int], with other: Tensor) throws {
+        precondition(
+            other.rows == positions.count && other.channels == channels,
+            "\(other.shape) into rows of \(shape)"
+        )
+        precondition(other.elementType == elementType, "rows of \(other.elementType) into \(elementType)")
+        precondition(positions.allSatisfy { 0..<rows ~= $0 }, "rows at \(positions) of \(shape)")
+        let rowBytes = channels * elementType.byteCount
+        for (index, position) in positions.enumerated() {
+            try device.queue.copyRows(
+                from: other.buffer,
+                sourceOffset: index * rowBytes,
+                to: buffer,
+                destinationOffset: position * rowBytes,
+                rowBytes: rowBytes,
+                rows: 1,
+                sourcePitch: rowBytes,
+                destinationPitch: rowBytes
+            )
+        }
     }
 
     /// `[A, ...]` and `[B, ...]` one after the other along the batch: `[A + B, ...]`, allocated.

@@ -40,6 +40,8 @@ public final class ConvolutionWeights {
     public let kernelSize: Int
     /// Whether the outputs are values and gates of a GEGLU.
     public let isGEGLU: Bool
+    /// Whether they are a linear layer's rather than a convolution's.
+    public let isLinear: Bool
     let form: Form
     /// Output channels of a panel in blocked form.
     static let blockWidth = 32
@@ -47,6 +49,12 @@ public final class ConvolutionWeights {
     let isPaired: Bool
     let weights: Buffer
     let bias: Buffer
+    /// The bias in the order of `ungated`'s outputs, where that is another.
+    private let ungatedBias: Buffer?
+    /// Rows with the padding of the last panel.
+    private let paddedRows: Int
+    /// Output channels of a panel.
+    private let panelWidth: Int
 
     /// Uploads and packs weights.
     ///
@@ -72,6 +80,7 @@ public final class ConvolutionWeights {
         self.inChannels = inChannels
         self.kernelSize = kernelSize
         self.isGEGLU = isGEGLU
+        self.isLinear = isLinear
         outChannels = isGEGLU ? rows / 2 : rows
         let usesCLBlast = isLinear && device.gemmProvider(inChannels, rows) == .clblast
         // Its pieces of 8 channels must not straddle pixels.
@@ -85,10 +94,13 @@ public final class ConvolutionWeights {
         let depth = isBlocked ? (inChannels + 31) / 32 * 32 : inChannels
         let panels = usesCLBlast ? 0 : (rows + panelWidth - 1) / panelWidth
         let paddedRows = usesCLBlast ? rows : panels * panelWidth
+        self.paddedRows = paddedRows
+        self.panelWidth = panelWidth
         let taps = kernelSize * kernelSize
         let elementBytes = usesCLBlast ? 4 : device.weightType.byteCount
         weights = try Buffer(device.queue, byteCount: paddedRows * taps * depth * elementBytes)
         self.bias = try Buffer(device.queue, byteCount: paddedRows * 4)
+        ungatedBias = isGEGLU && isBlocked ? try Buffer(device.queue, byteCount: paddedRows * 4) : nil
 
         var firstRow = 0
         for source in sources {
@@ -111,6 +123,52 @@ public final class ConvolutionWeights {
             }
         }
         try packedBias.withUnsafeBytes { try device.queue.write($0, to: self.bias) }
+        if let ungatedBias {
+            var ordered = [Float](repeating: 0, count: paddedRows)
+            if let bias { for row in 0..<rows { ordered[ungatedRow(row)] = bias[row] } }
+            try ordered.withUnsafeBytes { try device.queue.write($0, to: ungatedBias) }
+        }
+    }
+
+    /// Another reading of packed weights.
+    private init(_ weights: ConvolutionWeights, bias: Buffer, outChannels: Int) {
+        inChannels = weights.inChannels
+        self.outChannels = outChannels
+        kernelSize = weights.kernelSize
+        isGEGLU = false
+        isLinear = weights.isLinear
+        form = weights.form
+        isPaired = weights.isPaired
+        self.weights = weights.weights
+        self.bias = bias
+        ungatedBias = nil
+        paddedRows = weights.paddedRows
+        panelWidth = weights.panelWidth
+    }
+
+    // MARK: A GEGLU taken apart
+
+    /// The same weights as a plain linear layer: values and gates before they meet, in the order of `ungatedRow`.
+    ///
+    /// What is to be added to a value or a gate is added to this layer's outputs; `Tensor.gated` then does the rest.
+    public var ungated: ConvolutionWeights {
+        precondition(isGEGLU, "a layer without gates")
+        return ConvolutionWeights(self, bias: ungatedBias ?? bias, outChannels: paddedRows)
+    }
+
+    /// Where the output of the checkpoint's row `row` stands among those of `ungated`.
+    public func ungatedRow(_ row: Int) -> Int {
+        Self.gegluRow(row, 2 * outChannels, 2 * gateDistance)
+    }
+
+    /// How far a gate stands behind its value among the outputs of `ungated`, which is also how many values stand side by side.
+    var gateDistance: Int {
+        switch form {
+        case .packed: panelWidth / 2
+        // The kernel takes rows of both tiles in turn for neighbouring channels; see Kernels/convolution_mma.cl.
+        case .blocked: 2
+        case .rowMajor: outChannels
+        }
     }
 
     /// Packs one of the sources, whose first output channel is packed channel `firstRow`.

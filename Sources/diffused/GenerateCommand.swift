@@ -70,6 +70,14 @@ struct GenerateCommand: ParsableCommand {
     @Option(help: "Whose random numbers the seed means.")
     var rng: NoiseSource?
 
+    @Option(
+        help: ArgumentHelp(
+            "A LoRA of the directory model.loras and its weight, 1 if left out, -100 to 100. May be given several times.",
+            valueName: "name:weight"
+        )
+    )
+    var lora: [LoRAArgument] = []
+
     @Option(help: "Width in pixels, a multiple of 8.")
     var width: Int?
 
@@ -138,7 +146,8 @@ struct GenerateCommand: ParsableCommand {
             spacing: spacing,
             eta: eta,
             promptSyntax: promptSyntax ?? sampling.promptSyntax,
-            clipSkip: clipSkip
+            clipSkip: clipSkip,
+            loras: lora.map(\.reference)
         )
         if let picture {
             do {

@@ -49,6 +49,23 @@ struct SeedArgument: ExpressibleByArgument {
     }
 }
 
+/// A LoRA as `NAME` or `NAME:WEIGHT`.
+struct LoRAArgument: ExpressibleByArgument {
+    let reference: LoRAReference
+
+    init?(argument: String) {
+        guard let colon = argument.lastIndex(of: ":") else {
+            guard !argument.isEmpty else { return nil }
+            reference = LoRAReference(name: argument)
+            return
+        }
+        guard let weight = Double(argument[argument.index(after: colon)...]),
+            abs(weight) <= LoRAReference.maximumWeight, colon != argument.startIndex
+        else { return nil }
+        reference = LoRAReference(name: String(argument[..<colon]), weight: weight)
+    }
+}
+
 /// `--config`.
 struct ConfigurationOptions: ParsableArguments {
     @Option(

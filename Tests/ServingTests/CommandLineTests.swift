@@ -69,6 +69,7 @@ private func diffused(
         "generate --prompt a --sampler ddim_karras", "generate --prompt a --schedule steep",
         "generate --prompt a --sampler lcm --spacing trailing", "generate --prompt a --sampler euler --eta 0.5",
         "generate --prompt a --sampler ddim --eta -1", "generate --prompt a --rng dice",
+        "generate --prompt a --lora ink:strong", "generate --prompt a --lora ink:101", "generate --prompt a --lora :1",
         "generate --prompt a --precision float8", "benchmark --operators --width 100",
     ])
     func wrongUsageIs2(command: String) throws {

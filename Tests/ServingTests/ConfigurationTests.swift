@@ -33,6 +33,8 @@ private let topLevelKeys =
               path: models/sd15
               vae: /models/vae.safetensors
               prediction_type: v_prediction
+              loras: loras
+              embeddings: /srv/embeddings
             image: {width: 768, height: auto}
             precision: bfloat16
             device: {platform: "NVIDIA", index: 1, gemm: clblast}
@@ -51,6 +53,8 @@ private let topLevelKeys =
         expected.model.path = "/etc/diffused/models/sd15"
         expected.model.vae = "/models/vae.safetensors"
         expected.model.prediction = .velocity
+        expected.model.loras = "/etc/diffused/loras"
+        expected.model.embeddings = "/srv/embeddings"
         expected.image = .init(width: 768, height: nil)
         expected.precision = .bfloat16
         expected.device = DeviceOptions(platform: "NVIDIA", index: 1, gemm: .clblast)

@@ -45,8 +45,9 @@ private let samplerNames = """
             """
             {"prompt": "a", "negative_prompt": "b", "width": 136, "height": "72", "steps": 7.0, "scale": "2.5",
              "seed": -9223372036854775808, "sampler": "euler_a", "schedule": "karras", "spacing": "leading", "eta": "0.5",
-             "rng": "numpy", "prompt_syntax": "a1111",
-             "clip_skip": "2", "batch_size": "ignored"}
+             "rng": "numpy", "prompt_syntax": "a1111", "clip_skip": "2",
+             "loras": [{"name": "ink", "weight": -0.5}, {"name": "b.safetensors", "weight": null}],
+             "batch_size": "ignored"}
             """
         )
         let expected = GenerationRequest(
@@ -63,7 +64,8 @@ private let samplerNames = """
             spacing: .leading,
             eta: 0.5,
             promptSyntax: .a1111,
-            clipSkip: 2
+            clipSkip: 2,
+            loras: [LoRAReference(name: "ink", weight: -0.5), LoRAReference(name: "b.safetensors")]
         )
         #expect(request == expected)
     }
@@ -81,6 +83,27 @@ private let samplerNames = """
     func samplersByAnyName(fields: String, sampler: Sampler, schedule: SigmaSchedule?) throws {
         let request = try decode("{\"prompt\": \"a\", \(fields)}")
         #expect(request.sampler == sampler && request.schedule == schedule)
+    }
+
+    @Test(
+        arguments: [
+            ("{}", "list_type", []), ("[1]", "model_attributes_type", [.position(0)]),
+            ("[{\"name\": \"a\"}, {}]", "missing", [.position(1), .name("name")]),
+            ("[{\"name\": 1}]", "string_type", [.position(0), .name("name")]),
+            ("[{\"name\": \"\"}]", "string_type", [.position(0), .name("name")]),
+            ("[{\"name\": \"a\", \"weight\": true}]", "float_type", [.position(0), .name("weight")]),
+            ("[{\"name\": \"a\", \"weight\": NaN}]", "finite_number", [.position(0), .name("weight")]),
+            ("[{\"name\": \"a\", \"weight\": 100.5}]", "less_than_equal", [.position(0), .name("weight")]),
+            ("[{\"name\": \"a\", \"weight\": -101}]", "greater_than_equal", [.position(0), .name("weight")]),
+            ("[" + String(repeating: "{\"name\": \"a\"},", count: 16) + "{\"name\": \"a\"}]", "too_long", []),
+        ] as [(String, String, [RequestProblem.Step])]
+    )
+    func lorasThatAreNone(value: String, type: String, path: [RequestProblem.Step]) throws {
+        let error = try #require(throws: RequestProblems.self) {
+            try decode("{\"prompt\": \"a\", \"loras\": \(value)}")
+        }
+        #expect(error.problems.map(\.type) == [type])
+        #expect(error.problems.first?.location == [.name("body"), .name("loras")] + path)
     }
 
     /// What the configuration sets is for those samplers that have it.
@@ -117,7 +140,7 @@ private let samplerNames = """
         let request = try decode(
             """
             {"prompt": "a", "negative_prompt": null, "width": null, "height": null, "steps": null, "scale": null,
-             "seed": null, "sampler": null, "schedule": null, "spacing": null, "eta": null, "rng": null}
+             "seed": null, "sampler": null, "schedule": null, "spacing": null, "eta": null, "rng": null, "loras": null}
             """
         )
         #expect(request.steps == 50)

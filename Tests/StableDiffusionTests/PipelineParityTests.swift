@@ -28,7 +28,7 @@ struct ParityCase: CustomTestStringConvertible, Sendable {
 /// How far results may be from the reference, by storage type.
 ///
 /// Each is at least twice the largest seen on PoCL.
-private struct ParityBound {
+struct ParityBound {
     /// Normalised mean squared error of one layer's output.
     let layer: Double
     /// The same for the latents after several steps, where errors have been multiplied by the guidance.

@@ -92,8 +92,8 @@ package final class RandomCheckpoint: Sendable {
         try directory.write(index.serialized, to: "\(component)/\(base).safetensors.index.json")
     }
 
-    /// Draws tensors, several at a time.
-    private static func draw(_ descriptions: [JSONValue]) throws -> [SafetensorsTensor] {
+    /// Draws tensors, several at a time, from the descriptions of a fixture.
+    package static func draw(_ descriptions: [JSONValue]) throws -> [SafetensorsTensor] {
         let drawn = Mutex<[Int: SafetensorsTensor]>([:])
         DispatchQueue.concurrentPerform(iterations: descriptions.count) { index in
             guard let tensor = draw(descriptions[index]) else { return }

@@ -98,6 +98,20 @@ struct LinearTests {
         try linear.check(device, positions: 1000)
     }
 
+    /// A GEGLU in two passes, with what is added between them in its order, is the one in one pass.
+    @Test(arguments: DeviceVariant.all, [(9, 24), (13, 7)])
+    func gatesApart(_ variant: DeviceVariant, _ channels: (Int, Int)) throws {
+        try expectGatesApart(variant.device(), variant.activations, channels)
+    }
+
+    @Test(arguments: [(9, 24), (13, 7)])
+    func gatesApartWithCLBlast(_ channels: (Int, Int)) throws {
+        let device = try DeviceVariant(.gpu, .float32).device()
+        device.gemmProvider = { _, _ in .clblast }
+        defer { device.gemmProvider = { _, _ in .builtin } }
+        try expectGatesApart(device, .float32, channels)
+    }
+
     /// Query, key and value of different checkpoint types make one weight, whose parts do not end where panels do.
     @Test(arguments: DeviceVariant.all)
     func concatenatesSources(_ variant: DeviceVariant) throws {
@@ -136,4 +150,39 @@ struct LinearTests {
     func convertsSources(_ variant: DeviceVariant, _ source: ElementType) throws {
         try ConvolutionCase([1, 3, 5, 7], 19).check(variant, weightsStoredAs: source)
     }
+}
+
+/// Compares a GEGLU in two passes, and something added between them, with the one in one pass and that in its bias.
+@DeviceActor
+func expectGatesApart(_ device: TensorDevice, _ activations: ElementType, _ channels: (Int, Int)) throws {
+    let (inChannels, outChannels) = channels
+    let rows = 2 * outChannels
+    let weight = HostTensor.random([rows, inChannels, 1, 1], seed: 1)
+    let bias = HostTensor.random([rows], seed: 2).values
+    let added = HostTensor.random([rows], seed: 3).values
+    func weights(_ bias: [Float]) throws -> ConvolutionWeights {
+        try device.convolutionWeights([weight], bias: bias, isGEGLU: true, isLinear: true)
+    }
+    let x = try device.upload(HostTensor.random([1, 5, inChannels], seed: 4))
+    let apart = try weights(bias)
+    var residual = [Float](repeating: 0, count: apart.ungated.outChannels)
+    for row in 0..<rows { residual[apart.ungatedRow(row)] = added[row] }
+    let residuals = HostTensor([1, 5, residual.count], (0..<5).flatMap { _ in residual })
+    let y = try x.linear(apart.ungated, residual: device.upload(residuals)).gated(apart, as: device.operandType)
+    let expected = try x.linear(weights(zip(bias, added).map { $0 + $1 }))
+    // Value and gate are rounded once more before they meet, each by at most this part of it, and so are both results.
+    let rounding: Double =
+        switch activations {
+        case .float32: 0
+        case .float16: 0x1p-11
+        case .bfloat16: 0x1p-8
+        }
+    let bound = OperatorTolerance.convolution.bound(
+        device.operandType == .float32 ? activations : device.operandType
+    )
+    expectClose(
+        try y.floats(),
+        try expected.floats().map(Double.init),
+        rounding == 0 ? bound : Tolerance(nmse: 4 * rounding * rounding, peak: 16 * rounding)
+    )
 }

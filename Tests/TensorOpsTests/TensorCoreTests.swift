@@ -125,6 +125,11 @@ struct TensorCoreTests {
             .check(tensorCores(MatrixTile.all[2]).device(), positions: 300)
     }
 
+    @Test(arguments: [(16, 24), (40, 36)])
+    func gatesApart(_ channels: (Int, Int)) throws {
+        try expectGatesApart(tensorCores(MatrixTile.all[2]).device(), .float16, channels)
+    }
+
     /// A layer of many channels and a small picture, in the tile and the splits that are chosen for it.
     @Test func chosenTile() throws {
         try ConvolutionCase([2, 8, 8, 1280], 1280, .everything).check(tensorCores(), positions: 300)

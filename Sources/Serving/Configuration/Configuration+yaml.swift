@@ -15,6 +15,8 @@ extension Configuration {
           path: \(quoted(model.path))
           vae: \(model.vae.map(quoted) ?? "auto")
           prediction_type: \(model.prediction.rawValue)
+          loras: \(model.loras.map(quoted) ?? "none")
+          embeddings: \(model.embeddings.map(quoted) ?? "none")
         image:
           width: \(image.width.map(String.init) ?? "auto")
           height: \(image.height.map(String.init) ?? "auto")

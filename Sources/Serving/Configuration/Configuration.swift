@@ -63,6 +63,14 @@ public struct Configuration: Equatable, Sendable {
         ///
         /// Default `auto`.
         public var prediction = PredictionChoice.auto
+        /// `model.loras`: directory whose LoRAs requests may name, relative to the configuration file.
+        ///
+        /// Nil (`none`, the default) lets them name none.
+        public var loras: String?
+        /// `model.embeddings`: directory of textual inversions, relative to the configuration file.
+        ///
+        /// Nil (`none`, the default) has none.
+        public var embeddings: String?
     }
 
     /// Picture size of a request that names none.
@@ -194,6 +202,8 @@ public struct Configuration: Equatable, Sendable {
             prediction: model.prediction,
             precision: precision,
             device: device,
+            lorasDirectory: model.loras,
+            embeddingsDirectory: model.embeddings,
             kernelsDirectory: kernels.directory,
             cacheDirectory: cache.directory
         )

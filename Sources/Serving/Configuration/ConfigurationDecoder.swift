@@ -40,10 +40,12 @@ struct ConfigurationDecoder {
             try server.text("host", into: &result.server.host)
             try server.integer("port", in: 0...65535, into: &result.server.port)
         }
-        if let model = try top.section("model", keys: ["path", "vae", "prediction_type"]) {
+        if let model = try top.section("model", keys: ["path", "vae", "prediction_type", "loras", "embeddings"]) {
             try model.path("path", from: directory, into: &result.model.path)
             try model.path("vae", from: directory, orWord: "auto", into: &result.model.vae)
             try model.choice("prediction_type", into: &result.model.prediction)
+            try model.path("loras", from: directory, orWord: "none", into: &result.model.loras)
+            try model.path("embeddings", from: directory, orWord: "none", into: &result.model.embeddings)
         }
         if let image = try top.section("image", keys: ["width", "height"]) {
             try image.size("width", atMost: result.limits.width, orWord: "auto", into: &result.image.width)

@@ -120,7 +120,8 @@ struct GenerateSchema: Sendable {
             },
             clipSkip: fields.read("clip_skip", default: sampling.clipSkip) { _, value throws(RequestProblem) in
                 try integer(clipSkipField, value)
-            }
+            },
+            loras: fields.read("loras", default: [], loras)
         )
         if fields.problems.isEmpty {
             do {
@@ -278,7 +279,7 @@ struct GenerateSchema: Sendable {
         return text
     }
 
-    private func number(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
+    func number(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
         let literal: String
         switch value {
         case .number(let text), .string(let text): literal = text
@@ -587,6 +588,7 @@ struct GenerateSchema: Sendable {
                     NoiseSource.allCases.map(\.rawValue),
                     default: configuration.sampling.noise.rawValue
                 ),
+                "loras": lorasDescription,
             ],
         ]
     }

@@ -16,7 +16,9 @@ public enum ParametersText {
     ///   - request: what was asked for.
     ///   - model: what drew it.
     public static func text(for request: GenerationRequest, model: ModelDescription) -> String {
-        var lines = [request.prompt]
+        // That program names LoRAs within the prompt.
+        let tags = request.loras.map { " <lora:\($0.name):\(shortNumber($0.weight))>" }
+        var lines = [request.prompt + tags.joined()]
         if !request.negativePrompt.isEmpty {
             lines.append("Negative prompt: \(request.negativePrompt)")
         }

@@ -28,6 +28,8 @@ struct CLIPTextModel {
     private let configuration: CLIPTextModelConfiguration
     private let device: TensorDevice
     private let embeddings: EmbeddingWeights
+    /// `[T, hiddenSize]`, for vectors that are not in the table.
+    private let positions: [Float]
     private let layers: [CLIPEncoderLayer]
     private let finalLayerNorm: LayerNorm
     private let textProjection: Linear?
@@ -37,13 +39,14 @@ struct CLIPTextModel {
         self.configuration = configuration
         self.device = device
         let width = configuration.hiddenSize
-        let positions = try loader.floats(
+        positions = try loader.floats(
             "embeddings.position_embedding.weight",
             [configuration.maxPositionEmbeddings, width]
         )
         embeddings = try loader.withSources(
             [("embeddings.token_embedding.weight", [configuration.vocabSize, width])]
         ) {
+            [positions] in
             try EmbeddingWeights(table: $0[0], positions: positions, channels: width, on: device)
         }
         layers = try (0..<configuration.layers).map {
@@ -60,6 +63,9 @@ struct CLIPTextModel {
         }
     }
 
+    /// Rows of the token embedding.
+    var vocabularySize: Int { configuration.vocabSize }
+
     /// Transformer layers.
     var layerCount: Int { layers.count }
 
@@ -68,8 +74,26 @@ struct CLIPTextModel {
     /// - Parameters:
     ///   - ids: B rows of T token ids.
     ///   - hiddenState: Which hidden state is returned; the pooled state is always that of the whole encoder.
-    func callAsFunction(_ ids: [[Int32]], _ hiddenState: HiddenState = .last) throws -> EncodedPrompts {
+    ///   - vectors: What ids from the vocabulary's size on stand for, `hiddenSize` numbers each; as many as needed (traps).
+    func callAsFunction(_ ids: [[Int32]], _ hiddenState: HiddenState = .last, vectors: [[Float]] = []) throws
+        -> EncodedPrompts
+    {
+        let width = configuration.hiddenSize
+        var places: [Int] = []
+        var values: [Float] = []
+        for (row, ids) in ids.enumerated() {
+            for (position, id) in ids.enumerated() where id >= Int32(configuration.vocabSize) {
+                places.append(row * ids.count + position)
+                let offset = position * width
+                values += zip(vectors[Int(id) - configuration.vocabSize], positions[offset..<offset + width]).map(+)
+            }
+        }
+        // The end of a text may be found by its being the largest id.
+        let ids = ids.map { $0.map { $0 < Int32(configuration.vocabSize) ? $0 : 0 } }
         var x = try device.embedding(ids, embeddings)
+        if !places.isEmpty {
+            try x.replaceRows(at: places, with: device.tensor(values, shape: [places.count, width]))
+        }
         let kept = max(layers.count - hiddenState.skippedLayers, 0)
         for layer in layers[..<kept] { x = try layer(x) }
         let states = hiddenState.isNormalized ? try finalLayerNorm(x) : x

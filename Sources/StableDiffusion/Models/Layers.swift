@@ -38,6 +38,7 @@ extension ElementType {
 /// A 2-D convolution with bias, padded by half its kernel (diffusers: `nn.Conv2d`).
 struct Conv2d {
     private let weights: ConvolutionWeights
+    private let adaptable: AdaptableLayer?
 
     /// Reads `weight` `[outChannels, inChannels, kernelSize, kernelSize]` and `bias`.
     init(
@@ -51,6 +52,7 @@ struct Conv2d {
         weights = try loader.withSources([("weight", [outChannels, inChannels, kernelSize, kernelSize])]) {
             try ConvolutionWeights($0, bias: bias, inChannels: inChannels, kernelSize: kernelSize, on: device)
         }
+        adaptable = loader.adaptable(names: [""], weights, outChannels: outChannels)
     }
 
     /// `[N, H, W, inChannels]` to `[N, H', W', outChannels]`; see `Tensor.convolution`.
@@ -62,7 +64,12 @@ struct Conv2d {
         channelBias: Tensor? = nil,
         residual: Tensor? = nil
     ) throws -> Tensor {
-        try x.convolution(
+        var residual = residual
+        if let adapter = adaptable?.adapter {
+            residual = try x.convolution(adapter.down, stride: stride, padding: padding, upsampledTo: size)
+                .convolution(adapter.up, residual: residual)
+        }
+        return try x.convolution(
             weights,
             stride: stride,
             padding: padding,
@@ -76,6 +83,7 @@ struct Conv2d {
 /// One linear layer, or several on the same input whose outputs stand side by side (diffusers: `nn.Linear`).
 struct Linear {
     private let weights: ConvolutionWeights
+    private let adaptable: AdaptableLayer?
 
     /// Reads `weight` `[outChannels, inChannels]`, and `bias` unless `hasBias` is false.
     init(
@@ -120,6 +128,7 @@ struct Linear {
                 on: device
             )
         }
+        adaptable = loader.adaptable(names: names, weights, outChannels: outChannels)
     }
 
     /// `[..., inChannels]` to `[..., outputs]`; see `Tensor.linear`.
@@ -131,12 +140,21 @@ struct Linear {
         residual: Tensor? = nil,
         isOperand: Bool = false
     ) throws -> Tensor {
-        try x.linear(
-            weights,
-            function: function,
-            residual: residual,
-            as: isOperand ? x.device.operandType : x.device.activationType
-        )
+        let type = isOperand ? x.device.operandType : x.device.activationType
+        guard let adapter = adaptable?.adapter else {
+            return try x.linear(weights, function: function, residual: residual, as: type)
+        }
+        let inner = try x.linear(adapter.down, as: x.device.operandType)
+        // What is fused into the product comes after the sum of both: it is done by a pass of its own.
+        if weights.isGEGLU {
+            precondition(function == .none && residual == nil, "a GEGLU with more behind it")
+            return try x.linear(weights.ungated, residual: inner.linear(adapter.up)).gated(weights, as: type)
+        }
+        if function != .none {
+            let sum = try x.linear(weights).sum(with: inner.linear(adapter.up), function: function)
+            return try residual.map { try sum.sum(with: $0) } ?? sum
+        }
+        return try x.linear(weights, residual: inner.linear(adapter.up, residual: residual), as: type)
     }
 }
 

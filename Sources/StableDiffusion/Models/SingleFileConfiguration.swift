@@ -45,7 +45,9 @@ struct SingleFileConfiguration {
             }
             depths[depths.count - 1] = middleDepth
         }
-        guard let context = tensors.names.first(where: { $0.hasPrefix(prefix) && $0.hasSuffix(".attn2.to_k.weight") }),
+        // Any of them, but always the same.
+        let contexts = tensors.names.filter { $0.hasPrefix(prefix) && $0.hasSuffix(".attn2.to_k.weight") }
+        guard let context = contexts.min(),
             let contextShape = tensors[context], contextShape.count == 2,
             let projection = tensors[context.replacing(/transformer_blocks.*/, with: "proj_in.weight")],
             let input = tensors[prefix + "input_blocks.0.0.weight"], input.count == 4,

@@ -15,7 +15,8 @@ extension CLIPTokenizer {
     /// The chunks of a prompt in AUTOMATIC1111's way (modules/sd_hijack_clip.py of its version 1.10).
     ///
     /// A chunk that is full ends after its last comma, where that is one of its last `commaBacktrack` tokens.
-    func chunks(_ prompt: WeightedPrompt) -> [PromptChunk] {
+    /// - Parameter replacements: Tokens that others take the place of; those of one are never in two chunks.
+    func chunks(_ prompt: WeightedPrompt, _ replacements: TokenReplacements = TokenReplacements()) -> [PromptChunk] {
         let room = maximumLength - 2
         let comma = encode(",").first
         var chunks: [PromptChunk] = []
@@ -43,8 +44,8 @@ extension CLIPTokenizer {
                 end()
                 continue
             }
-            for id in encode(text) {
-                if id == comma {
+            for group in replacements.groups(encode(text)) {
+                if group == [comma] {
                     afterComma = ids.count + 1
                 } else if ids.count == room, let cut = afterComma, room - cut < Self.commaBacktrack {
                     let moved = (Array(ids[cut...]), Array(weights[cut...]))
@@ -52,9 +53,9 @@ extension CLIPTokenizer {
                     end()
                     (ids, weights) = moved
                 }
-                if ids.count == room { end() }
-                ids.append(id)
-                weights.append(weight)
+                if ids.count + group.count > room { end() }
+                ids += group
+                weights += group.map { _ in weight }
             }
         }
         if !ids.isEmpty || chunks.isEmpty { end() }

@@ -21,6 +21,7 @@ struct PromptEncoder {
     }
 
     private let parts: [Part]
+    private let inversions: TextualInversions
     private let hiddenState: CLIPTextModel.HiddenState
     private let forceZerosForEmptyPrompt: Bool
 
@@ -29,19 +30,24 @@ struct PromptEncoder {
     /// - Parameters:
     ///   - tokenizers: One for each of the configuration's text encoders.
     ///   - checkpoints: Their weights.
+    ///   - embeddingsDirectory: Where textual inversions are; nil for none.
+    ///   - adapters: Gets the layers that a LoRA may change.
     init(
         _ configuration: ModelConfiguration,
         tokenizers: [CLIPTokenizer],
         checkpoints: [Checkpoint],
+        adapters: AdapterList,
+        embeddingsDirectory: String?,
         on device: TensorDevice
     ) throws {
         hiddenState = configuration.hiddenState
+        inversions = TextualInversions(embeddingsDirectory, widths: configuration.textEncoders.map(\.hiddenSize))
         forceZerosForEmptyPrompt = configuration.forceZerosForEmptyPrompt
         parts = try configuration.textEncoders.indices.map { index in
             Part(
                 tokenizer: tokenizers[index],
                 model: try CLIPTextModel(
-                    WeightLoader(checkpoints[index]),
+                    WeightLoader(checkpoints[index], adaptation: (adapters, .textEncoder(index))),
                     configuration.textEncoders[index],
                     on: device
                 )
@@ -102,9 +108,13 @@ struct PromptEncoder {
     }
 
     private func rows(_ prompt: String, field: String, _ request: GenerationRequest) throws(GenerationError) -> Rows {
+        let inversions = try inversions.named(in: request)
+        let replacements = parts.map {
+            TokenReplacements(inversions, $0.tokenizer, firstID: $0.model.vocabularySize)
+        }
         switch request.promptSyntax {
         case .plain:
-            let tokenized = parts.map { $0.tokenizer.tokenize(prompt) }
+            let tokenized = zip(parts, replacements).map { $0.tokenizer.tokenize(prompt, $1) }
             return Rows(
                 chunks: tokenized.map {
                     [PromptChunk(ids: $0.ids.map(Int32.init), weights: $0.ids.map { _ in 1 })]
@@ -118,7 +128,7 @@ struct PromptEncoder {
             } catch {
                 throw .invalid(field: field, reason: error.reason)
             }
-            let chunks = parts.map { $0.tokenizer.chunks(weighted) }
+            let chunks = zip(parts, replacements).map { $0.tokenizer.chunks(weighted, $1) }
             // The vocabularies of Stable Diffusion XL's encoders are one; with others the rows would not stand side by side.
             guard Set(chunks.map(\.count)).count == 1 else {
                 throw .invalid(
@@ -135,9 +145,14 @@ struct PromptEncoder {
         var hiddenState = hiddenState
         hiddenState.skippedLayers += request.clipSkip - 1
         var result: EncodedPrompts?
+        let inversions = try inversions.named(in: request)
         for (index, part) in parts.enumerated() {
             let chunks = prompts.flatMap { $0.chunks[index] }
-            var encoded = try part.model(chunks.map(\.ids), hiddenState)
+            var encoded = try part.model(
+                chunks.map(\.ids),
+                hiddenState,
+                vectors: inversions.flatMap { $0.vectors[index] }
+            )
             if chunks.contains(where: \.isWeighted) {
                 encoded.hiddenStates = try encoded.hiddenStates.weighted(by: chunks.map(\.weights))
             }

@@ -70,13 +70,18 @@ struct CLIPTokenizer: Sendable {
     }
 
     /// The ids of a prompt, cut and padded to the encoder's length.
-    func tokenize(_ prompt: String) -> TokenizedPrompt {
-        let ids = encode(prompt)
+    ///
+    /// - Parameter replacements: Tokens that others take the place of, whose ids are beyond the vocabulary.
+    func tokenize(_ prompt: String, _ replacements: TokenReplacements = TokenReplacements()) -> TokenizedPrompt {
+        let encoded = encode(prompt)
+        // What stands for vectors has no text that could be cut.
+        let largest = encoded.max() ?? 0
+        let ids = replacements.groups(encoded).flatMap { $0 }
         let room = maximumLength - 2
         let kept = ids.prefix(room)
         let count = kept.count + 2
         let padding = repeatElement(padID, count: maximumLength - count)
-        let removed = encoding.decode(ids.dropFirst(room))
+        let removed = encoding.decode(ids.dropFirst(room).filter { $0 <= largest }[...])
         return TokenizedPrompt(
             ids: [startID] + kept + [endID] + padding,
             count: count,

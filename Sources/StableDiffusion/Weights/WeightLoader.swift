@@ -3,26 +3,29 @@
 
 /// Reads the tensors below one prefix of a checkpoint.
 ///
-/// A value; safe to use from several threads.
-struct WeightLoader: Sendable {
+/// A value.
+struct WeightLoader {
     /// Where the tensors come from.
     let checkpoint: Checkpoint
     /// What stands before every name, without the final dot; empty at the root.
     let prefix: String
+    /// Where layers that a LoRA may change are listed, and the part of the model they are of; nil for none.
+    let adaptation: (list: AdapterList, part: ModelPart)?
 
     /// The root of a checkpoint.
-    init(_ checkpoint: Checkpoint) {
-        self.init(checkpoint: checkpoint, prefix: "")
+    init(_ checkpoint: Checkpoint, adaptation: (list: AdapterList, part: ModelPart)? = nil) {
+        self.init(checkpoint: checkpoint, prefix: "", adaptation: adaptation)
     }
 
-    private init(checkpoint: Checkpoint, prefix: String) {
+    private init(checkpoint: Checkpoint, prefix: String, adaptation: (list: AdapterList, part: ModelPart)?) {
         self.checkpoint = checkpoint
         self.prefix = prefix
+        self.adaptation = adaptation
     }
 
     /// The loader of a child module, such as `attentions.0`.
     func at(_ path: String) -> WeightLoader {
-        WeightLoader(checkpoint: checkpoint, prefix: name(path))
+        WeightLoader(checkpoint: checkpoint, prefix: name(path), adaptation: adaptation)
     }
 
     /// The full name of a tensor here.
