@@ -165,7 +165,7 @@ public struct ModelInspection: Codable, Sendable, Equatable {
         task = unetFile?.value("in_channels")?.integerValue == 9 ? "inpainting" : nil
         if let model = attempt({ try ModelConfiguration(source) }) {
             nativeSize = model.nativeSize
-        } else if let size = unetFile?.value("sample_size")?.integerValue {
+        } else if let size = unetFile?.value("sample_size")?.integerValue, 1...65_536 ~= size {
             nativeSize = 8 * size
         }
 

@@ -107,7 +107,14 @@ public final class StableDiffusionPipeline: ImageGenerator {
             let set = try adapterSet(for: request)
             return try adapters.with(set) {
                 // Said now rather than after all the steps.
-                let plan = try plan(for: request)
+                let plan: PicturePlan
+                do {
+                    plan = try self.plan(for: request)
+                } catch GenerationError.doesNotFit where set == nil && uploaded != nil {
+                    // What another request's LoRAs hold may be what is lacking.
+                    uploaded = nil
+                    plan = try self.plan(for: request)
+                }
                 return try PictureGeneration(request, program, self, adapters: set, bands: plan.bands)
             }
         }
@@ -134,6 +141,8 @@ public final class StableDiffusionPipeline: ImageGenerator {
             on: device
         )
         uploaded = (wanted, set)
+        // Files may have changed under the same names.
+        plans = []
         return set
     }
 
@@ -250,10 +259,11 @@ public final class StableDiffusionPipeline: ImageGenerator {
         for (field, value) in [("width", request.width), ("height", request.height)] where value > 1 << 20 {
             throw GenerationError.invalid(field: field, reason: "\(value) is more than \(1 << 20)")
         }
-        guard request.guidanceScale <= GenerationRequest.maximumGuidanceScale else {
+        let largest = GenerationRequest.maximumGuidanceScale
+        guard -largest...largest ~= request.guidanceScale else {
             throw GenerationError.invalid(
                 field: "scale",
-                reason: "\(request.guidanceScale) is more than \(GenerationRequest.maximumGuidanceScale)"
+                reason: "\(request.guidanceScale) is not from -\(largest) to \(largest)"
             )
         }
         var setup = try SamplerSetup(

@@ -59,7 +59,7 @@ struct GenerateCommand: ParsableCommand {
     var mask: String?
 
     @Option(parsing: .unconditional, help: "How far from the image the drawing begins, above 0 to 1, which is noise.")
-    var strength = 0.75
+    var strength: Double?
 
     @Option(help: "How the prompts are read; a1111 knows (weights:1.2), [less] and BREAK.")
     var promptSyntax: PromptSyntax?
@@ -120,11 +120,13 @@ struct GenerateCommand: ParsableCommand {
             )
         }
 
+        for (option, isGiven) in [("--mask", mask != nil), ("--strength", strength != nil)]
+        where isGiven && image == nil {
+            throw UsageError(description: "\(option): without --image it says nothing")
+        }
+        let strength = strength ?? SourcePicture.usualStrength
         guard strength > 0, strength <= 1 else {
             throw UsageError(description: "--strength: found \(strength), allowed is above 0 to 1")
-        }
-        guard mask == nil || image != nil else {
-            throw UsageError(description: "--mask: without --image it says nothing")
         }
         let picture = try image.map { try Self.decoded($0, option: "--image") }
         let own = picture.map { SourcePicture.size(of: $0, multiple: 8, limits: (limits.width, limits.height)) }

@@ -65,7 +65,8 @@ private func diffused(
     @Test(arguments: [
         "nonsense", "serve --nonsense", "generate", "generate --prompt a --steps 0", "generate --prompt a --width 100",
         "generate --prompt a --seed 18446744073709551616", "generate --prompt a --seed 1.5",
-        "generate --prompt a --scale nan", "generate --prompt a --clip-skip 0", "generate --prompt a --sampler foo",
+        "generate --prompt a --scale nan", "generate --prompt a --clip-skip 0", "generate --prompt a --strength 0.5",
+        "generate --prompt a --mask a.png", "generate --prompt a --sampler foo",
         "generate --prompt a --sampler ddim_karras", "generate --prompt a --schedule steep",
         "generate --prompt a --sampler lcm --spacing trailing", "generate --prompt a --sampler euler --eta 0.5",
         "generate --prompt a --sampler ddim --eta -1", "generate --prompt a --rng dice",

@@ -215,6 +215,7 @@ private let samplerNames = """
             "Input should be a valid number, unable to parse string as a number"
         ),
         ("\"prompt_syntax\": \"b\"", "prompt_syntax", "enum", "Input should be 'plain' or 'a1111'"),
+        ("\"scale\": -10001", "scale", "greater_than_equal", "Input should be greater than or equal to -10000"),
         ("\"clip_skip\": 0", "clip_skip", "greater_than_equal", "Input should be greater than or equal to 1"),
         ("\"negative_prompt\": 1", "negative_prompt", "string_type", "Input should be a valid string"),
     ])

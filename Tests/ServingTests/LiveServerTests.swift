@@ -102,7 +102,7 @@ private final class Connection: Sendable {
             connection.send(
                 """
                 POST /generate HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\n\
-                Content-Length: 5000000\r\n\r\n
+                Content-Length: 50000000\r\n\r\n
                 """
             )
             #expect(await connection.readAll().hasPrefix("HTTP/1.1 422 "))

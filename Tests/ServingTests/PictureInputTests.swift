@@ -75,6 +75,9 @@ import Testing
         var huge = try bytes(files[0]["png"])
         huge.replaceSubrange(16..<24, with: [0, 1, 0, 0, 0, 1, 0, 0])
         #expect(throws: PictureError.self) { try DecodedPicture.rgb(huge) }
+        // One that would be as large on its way to another size.
+        let long = try PNGEncoder.encode(pixels: [UInt8](repeating: 9, count: 3 * 20_000), width: 1, height: 20_000)
+        #expect(throws: PictureError.self) { try DecodedPicture.rgb(long) }
     }
 
     // MARK: Requests

@@ -56,7 +56,7 @@ import Testing
     @Test(arguments: [
         ("a [cat:dog:0.5]", "prompt editing"), ("[cat:10]", "prompt editing"), ("a [cat|dog]", "alternating"),
         ("a cat AND a dog", "AND"), ("a (cat:1.2.3)", "1.2.3"), ("(a:1e)", ""), ("(cat:.)", "no number"),
-        ("(cat:99999)", "99999"),
+        ("(cat:99999)", "99999"), ("((cat:999):999)", "multiply"), ("[(a:b)c:d]", "prompt editing"),
     ])
     func saysWhatItDoesNotUnderstand(prompt: String, reason: String) {
         // Without a number this is text and a colon.
@@ -78,8 +78,10 @@ import Testing
                 #expect(!error.reason.isEmpty)
             }
         }
+        // Every bracket is looked at once.
+        #expect((try? WeightedPrompt(String(repeating: "[", count: 100_000))) != nil)
         let deep = String(repeating: "(", count: 20_000) + String(repeating: "[a", count: 100)
-        #expect((try? WeightedPrompt(deep)) != nil)
+        #expect(throws: WeightedPrompt.SyntaxError.self) { try WeightedPrompt(deep) }
     }
 }
 
@@ -187,6 +189,25 @@ struct PromptEncoderTests {
         try generation.step()
         #expect(try generation.decode().width == 64)
         #expect(pipeline.plans.first?.shape.tokens == [154, 77])
+    }
+
+    /// Zeros in place of a negative prompt are as long as the prompt, and one batch with it.
+    @Test func zerosCountAsThePromptDoes() throws {
+        let pipeline = try pipeline("xl")
+        let long = request("a red circle BREAK on a blue background")
+        #expect(try pipeline.promptEncoder.tokenCounts(long, usesGuidance: true) == [154, 154])
+        #expect(try pipeline.encode(long).batches.map { $0.hiddenStates.shape } == [[2, 154, 56]])
+    }
+
+    @Test func refusesMoreChunksThanAnybodyWrites() throws {
+        let pipeline = try pipeline("sd1")
+        let error = try #require(throws: GenerationError.self) {
+            try pipeline.prepare(request("a", negative: String(repeating: "BREAK ", count: 40)))
+        }
+        #expect(error.description.contains("negative_prompt") && error.description.contains("32 times"))
+        var endless = request("a")
+        endless.guidanceScale = -1e308
+        #expect(throws: GenerationError.self) { try pipeline.prepare(endless) }
     }
 
     @Test func refusesLayersThatAreNotThere() throws {

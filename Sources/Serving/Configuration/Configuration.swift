@@ -175,7 +175,7 @@ public struct Configuration: Equatable, Sendable {
         public var steps = 1000
         /// `limits.prompt_characters`: Unicode scalars of a prompt, 1 to 1000000.
         ///
-        /// Default 10000; a text encoder reads a few hundred at most.
+        /// Default 10000; a text encoder reads a few hundred at once.
         public var promptCharacters = 10_000
         /// `limits.body_bytes`: bytes of a request body, 1024 to 67108864.
         ///

@@ -141,7 +141,7 @@ struct GenerateSchema: Sendable {
 
     /// Adds the picture that a picture is to be made from, if there is one.
     private func addSource(to request: inout GenerationRequest, of body: JSONValue, _ fields: inout FieldReader) {
-        let strength = fields.read("strength", default: Self.usualStrength, strength)
+        let strength = fields.read("strength", default: SourcePicture.usualStrength, strength)
         let image = fields.read("image", default: nil) { name, value throws(RequestProblem) -> DecodedPicture? in
             let bytes = try file(name, value)
             do {
@@ -185,9 +185,6 @@ struct GenerateSchema: Sendable {
             )
         }
     }
-
-    /// AUTOMATIC1111's default.
-    private static let usualStrength = 0.75
 
     /// The bytes of a file in base64, with or without the prefix of a data URL.
     private func file(_ name: String, _ value: JSONValue) throws(RequestProblem) -> [UInt8] {
@@ -305,7 +302,18 @@ struct GenerateSchema: Sendable {
     }
 
     private func guidanceScale(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
-        try number(name, value, atMost: Int(GenerationRequest.maximumGuidanceScale))
+        let limit = Int(GenerationRequest.maximumGuidanceScale)
+        let number = try number(name, value, atMost: limit)
+        guard number >= Double(-limit) else {
+            throw RequestProblem(
+                type: "greater_than_equal",
+                field: name,
+                "Input should be greater than or equal to \(-limit)",
+                input: value,
+                context: ["ge": JSONValue(-limit)]
+            )
+        }
+        return number
     }
 
     private func number(_ name: String, _ value: JSONValue, atMost limit: Int) throws(RequestProblem) -> Double {
@@ -507,6 +515,7 @@ struct GenerateSchema: Sendable {
                     "nullable": true,
                     "description":
                         "Unconditional guidance scale: eps = eps(x, empty) + scale * (eps(x, cond) - eps(x, empty))",
+                    "minimum": JSONValue(-Int(GenerationRequest.maximumGuidanceScale)),
                     "maximum": JSONValue(Int(GenerationRequest.maximumGuidanceScale)),
                     "default": JSONValue(configuration.sampling.scale),
                 ],
@@ -552,7 +561,7 @@ struct GenerateSchema: Sendable {
                 "prompt_syntax": describe(
                     "Prompt syntax",
                     "How the prompts are read: plain, cut where the text encoder ends; or a1111, with (weights:1.2), [less], "
-                        + "BREAK and no limit of length",
+                        + "BREAK and 32 times the length",
                     PromptSyntax.allCases.map(\.rawValue),
                     default: configuration.sampling.promptSyntax.rawValue
                 ),
@@ -579,7 +588,7 @@ struct GenerateSchema: Sendable {
                     "exclusiveMinimum": true,
                     "minimum": 0,
                     "maximum": 1,
-                    "default": JSONValue(Self.usualStrength),
+                    "default": JSONValue(SourcePicture.usualStrength),
                 ],
                 "clip_skip": describe(clipSkipField, default: JSONValue(configuration.sampling.clipSkip)),
                 "rng": describe(

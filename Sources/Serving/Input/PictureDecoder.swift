@@ -21,7 +21,9 @@ public struct DecodedPicture: Sendable, Equatable {
     public var channels: Int
 
     /// More pixels than anybody sends; a file of few bytes may claim as many as it likes.
-    public static let maximumPixels = 64 << 20
+    public static let maximumPixels = 1 << 24
+    /// Likewise of a side.
+    static let maximumSide = 1 << 14
 
     /// Decodes a PNG file as RGB: 16 bits a channel become 8, palettes and grey become colours, and what is transparent shows white.
     public static func rgb(_ bytes: [UInt8]) throws(PictureError) -> DecodedPicture {
@@ -59,8 +61,9 @@ public struct DecodedPicture: Sendable, Equatable {
                 return
             }
             (width, height) = (Int(image.width), Int(image.height))
-            guard width * height <= Self.maximumPixels else {
-                failure = "it has \(width)x\(height) pixels, more than the \(Self.maximumPixels) allowed"
+            guard max(width, height) <= Self.maximumSide, width * height <= Self.maximumPixels else {
+                failure =
+                    "it has \(width)x\(height) pixels; allowed are \(Self.maximumPixels), and sides of \(Self.maximumSide)"
                 return
             }
             // Without a chunk that says otherwise, 16-bit files are as bright as 8-bit ones.
@@ -76,18 +79,27 @@ public struct DecodedPicture: Sendable, Equatable {
 
     /// The picture in another size, by Lanczos' window of three lobes, widened where it shrinks, as Pillow's `LANCZOS` resizes.
     public func resized(width newWidth: Int, height newHeight: Int) -> DecodedPicture {
+        // Rows first, as Pillow, unless the picture in between would be large.
+        newWidth * height <= Self.maximumPixels
+            ? resized(width: newWidth).resized(height: newHeight) : resized(height: newHeight).resized(width: newWidth)
+    }
+
+    private func resized(width newWidth: Int) -> DecodedPicture {
+        guard newWidth != width else { return self }
         var result = self
-        if newWidth != width {
-            result.pixels = Self.resample(result.pixels, rows: height, length: width, to: newWidth, channels)
-            result.width = newWidth
-        }
-        if newHeight != height {
-            // Columns are rows of a picture that lies on its side.
-            let sideways = Self.transposed(result.pixels, width: result.width, height: height, channels)
-            let resized = Self.resample(sideways, rows: result.width, length: height, to: newHeight, channels)
-            result.pixels = Self.transposed(resized, width: newHeight, height: result.width, channels)
-            result.height = newHeight
-        }
+        result.pixels = Self.resample(pixels, rows: height, length: width, to: newWidth, channels)
+        result.width = newWidth
+        return result
+    }
+
+    private func resized(height newHeight: Int) -> DecodedPicture {
+        guard newHeight != height else { return self }
+        var result = self
+        // Columns are rows of a picture that lies on its side.
+        let sideways = Self.transposed(pixels, width: width, height: height, channels)
+        let resized = Self.resample(sideways, rows: width, length: height, to: newHeight, channels)
+        result.pixels = Self.transposed(resized, width: newHeight, height: width, channels)
+        result.height = newHeight
         return result
     }
 

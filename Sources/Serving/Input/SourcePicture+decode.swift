@@ -11,6 +11,9 @@ extension SourcePicture {
         public let reason: String
     }
 
+    /// The strength where none is given: AUTOMATIC1111's.
+    public static let usualStrength = 0.75
+
     /// The size of a picture made from a picture when the request names none: its own, cut to a multiple, within limits.
     public static func size(of picture: DecodedPicture, multiple: Int, limits: (width: Int, height: Int)) -> (Int, Int)
     {

@@ -108,7 +108,8 @@ public actor Engine {
             seed: Seed(UInt64(0)),
             sampler: configuration.sampling.sampler,
             schedule: configuration.sampling.schedule,
-            spacing: configuration.sampling.spacing
+            spacing: configuration.sampling.spacing(for: configuration.sampling.sampler),
+            clipSkip: configuration.sampling.clipSkip
         )
         let generation = try generator.prepare(request)
         while generation.completedSteps < generation.totalSteps { try generation.step() }

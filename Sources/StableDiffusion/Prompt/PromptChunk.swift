@@ -44,8 +44,10 @@ extension CLIPTokenizer {
                 end()
                 continue
             }
-            for group in replacements.groups(encode(text)) {
-                if group == [comma] {
+            for whole in replacements.groups(encode(text)) {
+                // More vectors than a small encoder has room for are cut.
+                let group = whole.prefix(room)
+                if Array(group) == [comma] {
                     afterComma = ids.count + 1
                 } else if ids.count == room, let cut = afterComma, room - cut < Self.commaBacktrack {
                     let moved = (Array(ids[cut...]), Array(weights[cut...]))

@@ -68,32 +68,41 @@ struct PromptEncoder {
             )
         }
         let usesZeros = forceZerosForEmptyPrompt && request.negativePrompt.isEmpty
-        let prompt = try rows(request.prompt, field: "prompt", request)
+        // Looked for once: files that come or go meanwhile would give ids without vectors.
+        let inversions = try inversions.named(in: request)
+        let prompt = try rows(request.prompt, field: "prompt", request, inversions)
         guard usesGuidance else {
-            return Output(batches: [try encode([prompt], request)], truncatedPrompt: prompt.truncated)
+            return Output(batches: [try encode([prompt], request, inversions)], truncatedPrompt: prompt.truncated)
         }
         if usesZeros {
-            let encoded = try encode([prompt], request)
+            let encoded = try encode([prompt], request, inversions)
             return Output(
                 batches: [try encoded.zeros().appending(encoded)],
                 truncatedPrompt: prompt.truncated
             )
         }
-        let negative = try rows(request.negativePrompt, field: "negative_prompt", request)
+        let negative = try rows(request.negativePrompt, field: "negative_prompt", request, inversions)
         let batches =
             if prompt.count == negative.count {
-                [try encode([negative, prompt], request)]
+                [try encode([negative, prompt], request, inversions)]
             } else {
-                [try encode([negative], request), try encode([prompt], request)]
+                [try encode([negative], request, inversions), try encode([prompt], request, inversions)]
             }
         return Output(batches: batches, truncatedPrompt: prompt.truncated)
     }
 
     /// Tokens of each prompt as the UNet is given them.
     func tokenCounts(_ request: GenerationRequest, usesGuidance: Bool) throws(GenerationError) -> [Int] {
-        var prompts = [try rows(request.prompt, field: "prompt", request)]
+        let inversions = try inversions.named(in: request)
+        let prompt = try rows(request.prompt, field: "prompt", request, inversions)
+        var prompts = [prompt]
         if usesGuidance {
-            prompts.append(try rows(request.negativePrompt, field: "negative_prompt", request))
+            // Zeros are as many as the prompt's tokens.
+            let usesZeros = forceZerosForEmptyPrompt && request.negativePrompt.isEmpty
+            prompts.append(
+                usesZeros
+                    ? prompt : try rows(request.negativePrompt, field: "negative_prompt", request, inversions)
+            )
         }
         return prompts.map { $0.chunks.first?.reduce(0) { $0 + $1.ids.count } ?? 0 }
     }
@@ -107,8 +116,15 @@ struct PromptEncoder {
         var count: Int { chunks.first?.count ?? 0 }
     }
 
-    private func rows(_ prompt: String, field: String, _ request: GenerationRequest) throws(GenerationError) -> Rows {
-        let inversions = try inversions.named(in: request)
+    /// More chunks than anybody writes; each makes every step slower.
+    private static let maximumChunks = 32
+
+    private func rows(
+        _ prompt: String,
+        field: String,
+        _ request: GenerationRequest,
+        _ inversions: [TextualInversion]
+    ) throws(GenerationError) -> Rows {
         let replacements = parts.map {
             TokenReplacements(inversions, $0.tokenizer, firstID: $0.model.vocabularySize)
         }
@@ -136,16 +152,26 @@ struct PromptEncoder {
                     reason: "the model's two tokenizers make a different number of chunks of it"
                 )
             }
+            let count = chunks.map(\.count).max() ?? 0
+            guard count <= Self.maximumChunks else {
+                throw .invalid(
+                    field: field,
+                    reason: "it fills the text encoder \(count) times; allowed is \(Self.maximumChunks) times"
+                )
+            }
             return Rows(chunks: chunks, truncated: nil)
         }
     }
 
     /// Encodes prompts of equally many rows, each by all encoders; the rows of a prompt follow each other along T.
-    private func encode(_ prompts: [Rows], _ request: GenerationRequest) throws -> EncodedPrompts {
+    private func encode(
+        _ prompts: [Rows],
+        _ request: GenerationRequest,
+        _ inversions: [TextualInversion]
+    ) throws -> EncodedPrompts {
         var hiddenState = hiddenState
         hiddenState.skippedLayers += request.clipSkip - 1
         var result: EncodedPrompts?
-        let inversions = try inversions.named(in: request)
         for (index, part) in parts.enumerated() {
             let chunks = prompts.flatMap { $0.chunks[index] }
             var encoded = try part.model(

@@ -79,7 +79,7 @@ final class TextualInversions {
         for file in files.sorted() {
             guard let ending = Self.endings.first(where: file.hasSuffix), file.count > ending.count else { continue }
             let name = String(file.dropLast(ending.count))
-            guard prompts.contains(where: { $0.contains(name.lowercased()) }),
+            guard prompts.contains(where: { $0.containsWord(name.lowercased()) }),
                 let identity = LoRADirectory.Identity(path: path + "/" + file)
             else { continue }
             found.append(try inversion(name, identity))
@@ -107,6 +107,19 @@ final class TextualInversions {
         read.insert((identity, inversion), at: 0)
         if read.count > Self.remembered { read.removeLast() }
         return inversion
+    }
+}
+
+extension String {
+    /// Whether a text occurs that is not the middle of a longer word.
+    fileprivate func containsWord(_ word: String) -> Bool {
+        var start = startIndex
+        func isPart(_ character: Character?) -> Bool { character.map { $0.isLetter || $0.isNumber } ?? false }
+        while let range = range(of: word, range: start..<endIndex) {
+            if !isPart(self[..<range.lowerBound].last) && !isPart(self[range.upperBound...].first) { return true }
+            start = index(after: range.lowerBound)
+        }
+        return false
     }
 }
 

@@ -28,6 +28,8 @@ struct WeightedPrompt: Sendable, Equatable {
 
     /// A bracket multiplies the weight of what it holds by this, or by its inverse.
     private static let bracketWeight = 1.1
+    /// The largest weight, and the largest product of weights.
+    private static let maximumWeight = 1000.0
 
     /// Takes a prompt apart.
     ///
@@ -40,6 +42,7 @@ struct WeightedPrompt: Sendable, Equatable {
                 reason: "several prompts joined by AND are not supported; the word is written in small letters"
             )
         }
+        try Self.refuseEditing(prompt)
         var reader = Reader()
         try reader.read(prompt)
         parts = reader.merged
@@ -66,13 +69,12 @@ struct WeightedPrompt: Sendable, Equatable {
                     openRound.append(pieces.count)
                     rest.removeFirst()
                 } else if first == "[" {
-                    try WeightedPrompt.refuseEditing(rest)
                     openSquare.append(pieces.count)
                     rest.removeFirst()
                 } else if first == ":", let start = openRound.last, let end = WeightedPrompt.weightEnd(rest) {
                     let number = rest[rest.index(after: rest.startIndex)..<rest.index(before: end)]
                     let literal = number.trimmingCharacters(in: .whitespaces)
-                    guard let weight = Double(literal), weight.isFinite, abs(weight) <= 1000 else {
+                    guard let weight = Double(literal), abs(weight) <= WeightedPrompt.maximumWeight else {
                         throw SyntaxError(reason: "the weight \"\(literal)\" is no number from -1000 to 1000")
                     }
                     multiply(from: start, by: weight)
@@ -92,6 +94,9 @@ struct WeightedPrompt: Sendable, Equatable {
             }
             for start in openRound { multiply(from: start, by: WeightedPrompt.bracketWeight) }
             for start in openSquare { multiply(from: start, by: 1 / WeightedPrompt.bracketWeight) }
+            guard pieces.allSatisfy({ abs($0?.weight ?? 0) <= WeightedPrompt.maximumWeight }) else {
+                throw SyntaxError(reason: "its weights multiply to more than \(Int(WeightedPrompt.maximumWeight))")
+            }
         }
 
         private mutating func multiply(from start: Int, by factor: Double) {
@@ -157,27 +162,22 @@ struct WeightedPrompt: Sendable, Equatable {
     }
 
     /// Refuses `[from:to:when]` and `[a|b]`, which change the prompt between steps.
-    private static func refuseEditing(_ text: Substring) throws(SyntaxError) {
-        var depth = 0
-        var colons = 0
+    private static func refuseEditing(_ text: String) throws(SyntaxError) {
+        // The open brackets: whether each is a square one, and has a colon of its own.
+        var open: [(isSquare: Bool, hasColon: Bool)] = []
         var isEscaped = false
         for character in text {
             defer { isEscaped = character == "\\" && !isEscaped }
             if isEscaped { continue }
             switch character {
-            case "[", "(": depth += 1
-            case ")": depth -= 1
+            case "[": open.append((true, false))
+            case "(": open.append((false, false))
+            case ")": _ = open.popLast()
             case "]":
-                depth -= 1
-                guard depth == 0 else { break }
-                if colons > 0 {
-                    throw SyntaxError(
-                        reason: "prompt editing, [from:to:when], is not supported; escape the bracket as \\["
-                    )
-                }
-                return
-            case ":" where depth == 1: colons += 1
-            case "|" where depth == 1:
+                guard let bracket = open.popLast(), bracket.isSquare, bracket.hasColon else { break }
+                throw SyntaxError(reason: "prompt editing, [from:to:when], is not supported; escape the bracket as \\[")
+            case ":": if let last = open.indices.last { open[last].hasColon = true }
+            case "|" where open.last?.isSquare ?? false:
                 throw SyntaxError(reason: "alternating words, [a|b], are not supported; escape the bracket as \\[")
             default: break
             }

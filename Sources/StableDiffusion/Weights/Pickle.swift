@@ -362,6 +362,7 @@ struct Pickle {
         switch global.role {
         case .dictionary:
             // Older Pythons give the members as a list of pairs; a default's factory is no list.
+            try count(arguments.first.flatMap(items)?.count ?? 0)
             let pairs = arguments.first.flatMap(items)?.compactMap(items).filter { $0.count == 2 } ?? []
             try count(2 * pairs.count)
             return container(.dictionary, pairs.flatMap(\.self))
