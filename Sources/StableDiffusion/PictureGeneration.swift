@@ -171,10 +171,12 @@ extension StableDiffusionPipeline {
         for request: GenerationRequest
     ) throws -> Tensor {
         let shape = latentShape(request)
-        let pixels =
-            source?.mask == nil
-            ? [Float](repeating: 0, count: request.width * request.height * 3) : source?.keptPixels ?? []
-        let masked = try latents(of: pixels, &generator, for: request)
+        let masked = try latents(
+            of: source?.mask == nil
+                ? [Float](repeating: 0, count: request.width * request.height * 3) : source?.keptPixels ?? [],
+            &generator,
+            for: request
+        )
         let mask =
             source?.maskOfLatents(scale: configuration.vae.scaleFactor, width: request.width, shape)
             ?? [Float](repeating: 1, count: shape[1] * shape[2])

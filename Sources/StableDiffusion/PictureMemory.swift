@@ -102,9 +102,11 @@ extension StableDiffusionPipeline {
     /// The way a request's picture will be made.
     ///
     /// On the whole where memory is plentiful; else in the way that takes least, as bands cost little time.
+    /// - Parameter program: The request's.
     /// - Throws: `GenerationError.doesNotFit`.
-    func plan(for request: GenerationRequest) throws -> PicturePlan {
-        if try plans.first?.shape != shape(of: request) { plans = try plans(request) }
+    func plan(for request: GenerationRequest, _ program: SamplerProgram) throws -> PicturePlan {
+        let shape = try shape(of: request, program)
+        if plans.first?.shape != shape { plans = try plans(request, program, shape) }
         let available = device.availableBytes
         if let whole = plans.first, whole.need.peakBytes <= device.comfortableBytes, fits(whole, in: available) {
             return whole
@@ -115,12 +117,15 @@ extension StableDiffusionPipeline {
             best.map { 20 * plan.need.peakBytes < 19 * $0.need.peakBytes ? plan : $0 }
         }
         if let chosen { return chosen }
-        throw GenerationError.doesNotFit(try memoryLacking(for: request, plans, available))
+        throw GenerationError.doesNotFit(try memoryLacking(for: request, program, plans, available))
     }
 
     /// Every way to make a picture and what it takes; the first is the quickest.
-    private func plans(_ request: GenerationRequest) throws -> [PicturePlan] {
-        let shape = try shape(of: request)
+    private func plans(
+        _ request: GenerationRequest,
+        _ program: SamplerProgram,
+        _ shape: PicturePlan.Shape
+    ) throws -> [PicturePlan] {
         // A dry run of very many bands would take long. Input and intermediate result of the decoder's last blocks are all alive at once in any
         // way of decoding; where these alone are too much, nothing else has to be known.
         let channels = 2 * (configuration.vae.blockOutChannels.first ?? 1)
@@ -134,17 +139,16 @@ extension StableDiffusionPipeline {
             // Thinner bands are for devices that grant no allocation of the size of thicker ones; they save nothing else.
             let isThinner = bands.map { $0.rows < DecoderBands.usualRows } ?? false
             if isThinner && plans.contains(where: { $0.need.largestAllocation <= device.maxAllocationBytes }) { break }
-            plans.append(PicturePlan(shape: shape, bands: bands, need: try need(request, bands: bands)))
+            plans.append(PicturePlan(shape: shape, bands: bands, need: try need(request, program, bands: bands)))
         }
         return plans
     }
 
     /// What a picture takes: a dry run of its generation, up to the step at which the sampler keeps most, with the adapters in effect.
-    func need(_ request: GenerationRequest, bands: DecoderBands?) throws -> MemoryNeed {
-        let program = try program(request)
+    func need(_ request: GenerationRequest, _ program: SamplerProgram, bands: DecoderBands?) throws -> MemoryNeed {
         var need = try device.memoryNeed {
             let generation = try PictureGeneration(request, program, self, adapters: adapters.active, bands: bands)
-            for _ in 0...program.stepThatHoldsMost { try generation.step() }
+            for _ in 0...program.mostHeld.step { try generation.step() }
             let picture = try generation.decodedLatents()
             // As `PictureGeneration.decode` reads it.
             _ = try picture.converted(to: .float32)
@@ -158,12 +162,12 @@ extension StableDiffusionPipeline {
         return need
     }
 
-    private func shape(of request: GenerationRequest) throws -> PicturePlan.Shape {
+    private func shape(of request: GenerationRequest, _ program: SamplerProgram) throws -> PicturePlan.Shape {
         PicturePlan.Shape(
             width: request.width,
             height: request.height,
             tokens: try promptEncoder.tokenCounts(request, usesGuidance: usesGuidance(request)),
-            heldLatents: try program(request).heldValues,
+            heldLatents: program.mostHeld.values,
             loras: request.loras,
             source: request.source.map { [$0.mask != nil, $0.strength == 1] } ?? []
         )
@@ -175,6 +179,7 @@ extension StableDiffusionPipeline {
 
     private func memoryLacking(
         for request: GenerationRequest,
+        _ program: SamplerProgram,
         _ plans: [PicturePlan],
         _ available: Int
     ) throws -> PictureMemory {
@@ -190,7 +195,7 @@ extension StableDiffusionPipeline {
             neededBytes: needs.min() ?? 0,
             availableBytes: isOneAllocation ? allocation : isPermanent ? device.activationBytes : available,
             isOneAllocation: isOneAllocation,
-            largest: try largestFitting(request, in: available),
+            largest: try largestFitting(request, program, in: available),
             isPermanent: isPermanent
         )
     }
@@ -198,6 +203,7 @@ extension StableDiffusionPipeline {
     /// The largest size of a request's shape that fits, found by halving: a larger picture never takes less.
     private func largestFitting(
         _ request: GenerationRequest,
+        _ program: SamplerProgram,
         in available: Int
     ) throws -> PictureMemory.Size? {
         let multiple = configuration.sizeMultiple
@@ -214,7 +220,7 @@ extension StableDiffusionPipeline {
             let middle = (fitting + tooLarge) / 2
             let candidate = size(middle)
             let smaller = request.resized(candidate)
-            let plans = try plans(smaller)
+            let plans = try plans(smaller, program, shape(of: smaller, program))
             if plans.contains(where: { fits($0, in: available) }) { fitting = middle } else { tooLarge = middle }
         }
         return fitting == 0 ? nil : size(fitting)

@@ -109,11 +109,11 @@ public final class StableDiffusionPipeline: ImageGenerator {
                 // Said now rather than after all the steps.
                 let plan: PicturePlan
                 do {
-                    plan = try self.plan(for: request)
+                    plan = try self.plan(for: request, program)
                 } catch GenerationError.doesNotFit where set == nil && uploaded != nil {
                     // What another request's LoRAs hold may be what is lacking.
                     uploaded = nil
-                    plan = try self.plan(for: request)
+                    plan = try self.plan(for: request, program)
                 }
                 return try PictureGeneration(request, program, self, adapters: set, bands: plan.bands)
             }
@@ -194,13 +194,20 @@ public final class StableDiffusionPipeline: ImageGenerator {
     /// The latents of a picture, drawn from the distribution that the encoder gives: `[1, H, W, C]`, float32, times the scaling factor.
     ///
     /// - Parameter pixels: RGB of the request's size, -1 ... 1.
-    func latents(of pixels: [Float], _ generator: inout NoiseGenerator, for request: GenerationRequest) throws
-        -> Tensor
-    {
+    func latents(
+        of pixels: @autoclosure () -> [Float],
+        _ generator: inout NoiseGenerator,
+        for request: GenerationRequest
+    ) throws -> Tensor {
         guard let encoder else { preconditionFailure("a picture before the encoder was loaded") }
-        let picture = try device.tensor(pixels, shape: [1, request.height, request.width, 3], type: .float32)
-        let moments = try encoder(picture).floats()
         let shape = latentShape(request)
+        let pictureShape = [1, request.height, request.width, 3]
+        // Values are of no use where nothing is computed.
+        if device.isDryRun {
+            _ = try encoder(Tensor(pictureShape, .float32, on: device)).converted(to: .float32)
+            return try Tensor(shape, .float32, on: device)
+        }
+        let moments = try encoder(device.tensor(pixels(), shape: pictureShape, type: .float32)).floats()
         let channels = shape[3]
         var latents = generator.latents(channels: channels, height: shape[1], width: shape[2])
         let scale = Float(configuration.vae.scalingFactor)

@@ -202,7 +202,7 @@ struct PictureGenerationTests {
         let generation = try pipeline.prepare(request)
         while generation.completedSteps < generation.totalSteps { try generation.step() }
         _ = try generation.decode()
-        let plan = try pipeline.plan(for: request)
+        let plan = try pipeline.plan(for: request, pipeline.program(request))
         let host = pipeline.device.sharesHostMemory ? request.width * request.height * 3 * 8 : 0
         #expect(pipeline.device.highWaterBytes + host <= plan.need.peakBytes)
     }

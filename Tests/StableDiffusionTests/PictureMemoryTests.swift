@@ -74,7 +74,7 @@ struct PictureMemoryTests {
             pipeline.device.comfortableBytes = comfortable ? 8 << 30 : 0
             pipeline.device.releaseUnusedMemory()
             _ = try draw(request, with: pipeline)
-            let plan = try pipeline.plan(for: request)
+            let plan = try pipeline.plan(for: request, pipeline.program(request))
             if comfortable { #expect(plan.bands == nil) }
             let host = pipeline.device.sharesHostMemory ? size.0 * size.1 * 3 * 8 : 0
             let taken = pipeline.device.highWaterBytes + host
@@ -92,9 +92,9 @@ struct PictureMemoryTests {
         pipeline.device.releaseUnusedMemory()
         let generation = try pipeline.prepare(request)
         while generation.completedSteps < generation.totalSteps { try generation.step() }
-        let held = try pipeline.program(request).heldValues
-        #expect(held >= 3)
-        let need = try pipeline.need(request, bands: nil)
+        let program = try pipeline.program(request)
+        #expect(program.mostHeld.values >= 3)
+        let need = try pipeline.need(request, program, bands: nil)
         #expect(pipeline.device.highWaterBytes <= need.peakBytes)
     }
 
@@ -102,7 +102,8 @@ struct PictureMemoryTests {
         let pipeline = try pipeline()
         let picture = try draw(request(64, 64), with: pipeline)
         let (held, peak) = (pipeline.device.heldBytes, pipeline.device.peakBytes)
-        _ = try pipeline.need(request(4096, 4096), bands: nil)
+        let large = request(4096, 4096)
+        _ = try pipeline.need(large, pipeline.program(large), bands: nil)
         #expect(pipeline.device.heldBytes == held && pipeline.device.peakBytes == peak)
         #expect(try draw(request(64, 64), with: pipeline) == picture)
     }
@@ -110,7 +111,7 @@ struct PictureMemoryTests {
     @Test func bandsTakeLess() throws {
         let pipeline = try pipeline()
         let needs = try ([nil] + pipeline.vae.bandings.map { Optional($0) }).map {
-            try pipeline.need(request(2048, 2048), bands: $0)
+            try pipeline.need(request(2048, 2048), pipeline.program(request(2048, 2048)), bands: $0)
         }
         #expect(needs.dropFirst().allSatisfy { $0.peakBytes < needs[0].peakBytes })
         #expect((needs.last?.largestAllocation ?? .max) < needs[0].largestAllocation / 2)
@@ -162,17 +163,17 @@ struct PictureMemoryTests {
         let pipeline = try pipeline()
         let request = request(200, 264)
         let whole = try draw(request, with: pipeline)
-        let first = try pipeline.plan(for: request)
+        let first = try pipeline.plan(for: request, pipeline.program(request))
         #expect(first.bands == nil)
 
         let small = try self.pipeline()
         let allocations = try small.vae.bandings.map {
-            try small.need(self.request(200, 264), bands: $0).largestAllocation
+            try small.need(request, small.program(request), bands: $0).largestAllocation
         }
         let least = try #require(allocations.min())
         #expect(least < first.need.largestAllocation)
         small.device.maxAllocationBytes = least
-        let plan = try small.plan(for: request)
+        let plan = try small.plan(for: request, small.program(request))
         #expect(plan.bands != nil)
         let banded = try draw(request, with: small)
         #expect(zip(whole.pixels, banded.pixels).allSatisfy { abs(Int($0) - Int($1)) <= 1 })

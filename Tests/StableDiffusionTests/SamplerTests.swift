@@ -144,7 +144,7 @@ struct SamplerCase: CustomTestStringConvertible, Sendable {
         let program = try SamplerSetup(sampler, configuration: SchedulerConfiguration(), steps: steps).program()
         #expect(program.steps.count == steps)
         // Linear multistep keeps four slopes; UniPC what its two earlier pictures are made of.
-        #expect((1...6).contains(program.heldValues))
+        #expect((1...6).contains(program.mostHeld.values))
         let terms = program.evaluations.flatMap(\.results).map(\.terms.count).max() ?? 0
         #expect((1...8).contains(terms))
     }

@@ -243,27 +243,11 @@ func resolve(_ path: String, from directory: String) -> String {
 
 /// The name a misspelt word most likely meant: at most two letters away, and fewer than it has letters.
 func nearestName(to word: String, among names: [String]) -> String? {
+    // Beyond any length that can be near, the answer does not matter; the bound keeps long input cheap.
+    guard word.lowercased().count <= 64 else { return nil }
     let candidates = names.map { (name: $0, distance: editDistance(word.lowercased(), $0)) }
     guard let best = candidates.min(by: { $0.distance < $1.distance }),
         best.distance <= 2, best.distance < best.name.count
     else { return nil }
     return best.name
-}
-
-/// Insertions, deletions and replacements that turn one word into the other (Levenshtein's distance).
-private func editDistance(_ first: String, _ second: String) -> Int {
-    // Beyond any length that can be near, the answer does not matter; the bound keeps long input cheap.
-    guard first.count <= 64 else { return .max }
-    let second = Array(second)
-    var row = Array(0...second.count)
-    for (i, letter) in first.enumerated() {
-        var diagonal = row[0]
-        row[0] = i + 1
-        for j in second.indices {
-            let replaced = diagonal + (letter == second[j] ? 0 : 1)
-            diagonal = row[j + 1]
-            row[j + 1] = min(replaced, row[j] + 1, diagonal + 1)
-        }
-    }
-    return row[second.count]
 }

@@ -50,26 +50,18 @@ extension GenerateSchema {
             )
         }
         guard let weight = item["weight"], weight != .null else { return LoRAReference(name: text) }
-        let number: Double
-        do {
-            number = try self.number("weight", weight)
-        } catch {
-            throw RequestProblem(type: error.type, at: location + [.name("weight")], error.message, input: weight)
-        }
         let limit = Int(LoRAReference.maximumWeight)
-        guard abs(number) <= LoRAReference.maximumWeight else {
-            let isLarge = number > 0
+        do {
+            return LoRAReference(name: text, weight: try number("weight", weight, in: -limit...limit))
+        } catch {
             throw RequestProblem(
-                type: isLarge ? "less_than_equal" : "greater_than_equal",
+                type: error.type,
                 at: location + [.name("weight")],
-                isLarge
-                    ? "Input should be less than or equal to \(limit)"
-                    : "Input should be greater than or equal to -\(limit)",
+                error.message,
                 input: weight,
-                context: isLarge ? ["le": JSONValue(limit)] : ["ge": JSONValue(-limit)]
+                context: error.context
             )
         }
-        return LoRAReference(name: text, weight: number)
     }
 
     /// The field in the OpenAPI document.

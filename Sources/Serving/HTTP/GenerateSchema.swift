@@ -303,14 +303,19 @@ struct GenerateSchema: Sendable {
 
     private func guidanceScale(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
         let limit = Int(GenerationRequest.maximumGuidanceScale)
-        let number = try number(name, value, atMost: limit)
-        guard number >= Double(-limit) else {
+        return try number(name, value, in: -limit...limit)
+    }
+
+    /// A number within a range.
+    func number(_ name: String, _ value: JSONValue, in range: ClosedRange<Int>) throws(RequestProblem) -> Double {
+        let number = try number(name, value, atMost: range.upperBound)
+        guard number >= Double(range.lowerBound) else {
             throw RequestProblem(
                 type: "greater_than_equal",
                 field: name,
-                "Input should be greater than or equal to \(-limit)",
+                "Input should be greater than or equal to \(range.lowerBound)",
                 input: value,
-                context: ["ge": JSONValue(-limit)]
+                context: ["ge": JSONValue(range.lowerBound)]
             )
         }
         return number
@@ -331,17 +336,7 @@ struct GenerateSchema: Sendable {
     }
 
     private func eta(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double? {
-        let number = try number(name, value, atMost: 1)
-        guard number >= 0 else {
-            throw RequestProblem(
-                type: "greater_than_equal",
-                field: name,
-                "Input should be greater than or equal to 0",
-                input: value,
-                context: ["ge": 0]
-            )
-        }
-        return number
+        try number(name, value, in: 0...1)
     }
 
     private func wholeNumber(_ field: IntegerField, _ value: JSONValue) throws(RequestProblem) -> WholeNumber {

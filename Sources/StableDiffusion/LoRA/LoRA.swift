@@ -246,7 +246,9 @@ final class LoRA {
         let (rank, kernel) = (downShape.first ?? 0, Array(target.dropFirst(2)))
         let expectedDown = [rank, target[1]] + kernel
         let expectedUp = [target[0], rank]
-        guard rank > 0, downShape.trimmed == expectedDown.trimmed, upShape.trimmed == expectedUp.trimmed else {
+        guard rank > 0, downShape.withoutTrailingOnes == expectedDown.withoutTrailingOnes,
+            upShape.withoutTrailingOnes == expectedUp.withoutTrailingOnes
+        else {
             throw UnfitFileError(
                 description:
                     "\"\(down)\" \(downShape) and \"\(up)\" \(upShape) do not fit \(module.path) \(target) of the "
@@ -292,15 +294,6 @@ final class LoRA {
             for index in down.indices { down[index] /= factor }
         }
         return Pair(rank: matrices.downShape[0], down: down, up: up)
-    }
-}
-
-extension [Int] {
-    /// The shape with `[out, in, 1, 1]` written as `[out, in]`.
-    fileprivate var trimmed: ArraySlice<Int> {
-        var count = count
-        while count > 2, self[count - 1] == 1 { count -= 1 }
-        return self[..<count]
     }
 }
 

@@ -125,19 +125,3 @@ extension LoRADirectory.Identity {
         )
     }
 }
-
-/// How many characters have to be put in, taken out or exchanged to make one text of another (Levenshtein 1966).
-private func editDistance(_ first: String, _ second: String) -> Int {
-    let second = Array(second)
-    var row = Array(0...second.count)
-    for (index, character) in first.enumerated() {
-        var diagonal = row[0]
-        row[0] = index + 1
-        for (column, other) in second.enumerated() {
-            let above = row[column + 1]
-            row[column + 1] = min(row[column] + 1, above + 1, diagonal + (character == other ? 0 : 1))
-            diagonal = above
-        }
-    }
-    return row[second.count]
-}

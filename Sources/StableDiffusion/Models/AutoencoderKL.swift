@@ -138,17 +138,7 @@ struct AutoencoderMidBlock {
         on device: TensorDevice
     ) throws {
         let groups = configuration.normNumGroups
-        resnets = try (0..<2).map {
-            try ResnetBlock2D(
-                loader.at("resnets.\($0)"),
-                channels,
-                channels,
-                timeChannels: nil,
-                groups: groups,
-                epsilon: 1e-6,
-                on: device
-            )
-        }
+        resnets = try ResnetBlock2D.ofAutoencoder(loader, channels, channels, count: 2, groups: groups, on: device)
         attention =
             configuration.midBlockAddAttention
             ? try AutoencoderAttention(loader.at("attentions.0"), channels, groups: groups, on: device) : nil
@@ -203,17 +193,14 @@ private struct UpDecoderBlock2D {
         groups: Int,
         on device: TensorDevice
     ) throws {
-        resnets = try (0..<layers).map {
-            try ResnetBlock2D(
-                loader.at("resnets.\($0)"),
-                $0 == 0 ? inChannels : outChannels,
-                outChannels,
-                timeChannels: nil,
-                groups: groups,
-                epsilon: 1e-6,
-                on: device
-            )
-        }
+        resnets = try ResnetBlock2D.ofAutoencoder(
+            loader,
+            inChannels,
+            outChannels,
+            count: layers,
+            groups: groups,
+            on: device
+        )
         upsampler =
             isLast ? nil : try Conv2d(loader.at("upsamplers.0.conv"), outChannels, outChannels, on: device)
     }

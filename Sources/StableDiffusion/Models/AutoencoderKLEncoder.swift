@@ -86,17 +86,14 @@ private struct DownEncoderBlock2D {
         groups: Int,
         on device: TensorDevice
     ) throws {
-        resnets = try (0..<layers).map {
-            try ResnetBlock2D(
-                loader.at("resnets.\($0)"),
-                $0 == 0 ? inChannels : outChannels,
-                outChannels,
-                timeChannels: nil,
-                groups: groups,
-                epsilon: 1e-6,
-                on: device
-            )
-        }
+        resnets = try ResnetBlock2D.ofAutoencoder(
+            loader,
+            inChannels,
+            outChannels,
+            count: layers,
+            groups: groups,
+            on: device
+        )
         downsampler =
             isLast ? nil : try Conv2d(loader.at("downsamplers.0.conv"), outChannels, outChannels, on: device)
     }

@@ -224,15 +224,7 @@ extension WeightFile {
         if let step = metadata["global_step"] { return step == "875000" ? "epsilon" : velocity }
         let name = LDMUNetNames.prefix + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
         guard let entry = entries[name], let type = entry.type, type.isWeight, entry.count > 0,
-            let values = try? withBytes(
-                of: entry,
-                { bytes in
-                    [Float](unsafeUninitializedCapacity: entry.count) { buffer, count in
-                        type.convert(bytes, into: UnsafeMutableBufferPointer(rebasing: buffer[..<entry.count]))
-                        count = entry.count
-                    }
-                }
-            )
+            let values = try? withBytes(of: entry, type.floats)
         else { return velocity }
         let mean = values.reduce(0, +) / Float(values.count)
         let variance = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Float(values.count)

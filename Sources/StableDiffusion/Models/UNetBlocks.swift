@@ -33,6 +33,28 @@ struct ResnetBlock2D {
             ? nil : try Conv2d(loader.at("conv_shortcut"), inChannels, outChannels, kernelSize: 1, on: device)
     }
 
+    /// The resnets of a part of the autoencoder, `resnets.0` and on, of which the first changes the number of channels.
+    static func ofAutoencoder(
+        _ loader: WeightLoader,
+        _ inChannels: Int,
+        _ outChannels: Int,
+        count: Int,
+        groups: Int,
+        on device: TensorDevice
+    ) throws -> [ResnetBlock2D] {
+        try (0..<count).map {
+            try ResnetBlock2D(
+                loader.at("resnets.\($0)"),
+                $0 == 0 ? inChannels : outChannels,
+                outChannels,
+                timeChannels: nil,
+                groups: groups,
+                epsilon: 1e-6,
+                on: device
+            )
+        }
+    }
+
     /// `[N, H, W, inChannels]` to `[N, H, W, outChannels]`.
     ///
     /// Every tensor is released after its last use: at the decoder's full resolution each is a good part of the memory.

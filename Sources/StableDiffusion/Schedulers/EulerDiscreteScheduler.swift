@@ -4,29 +4,27 @@
 extension SamplerSetup {
     /// Euler's method.
     func euler() -> SamplerProgram {
-        let visited = sigmaSteps(readsFinalSigma: true)
-        let prediction = configuration.predictionType
-        var builder = SamplerProgramBuilder(initNoiseSigma: visited.initNoiseSigma)
-        var x = builder.firstSample
-        for (index, timestep) in visited.timesteps.enumerated() {
-            let (sigma, next) = (visited.sigmas[index], visited.sigmas[index + 1])
-            let output = builder.evaluate(x, at: timestep, sigma: sigma)
-            let derivative = (x - prediction.picture(x, output, sigma: sigma)) / sigma
-            x = builder.keep(x + (next - sigma) * derivative)
-            builder.endStep()
-        }
-        return builder.program
+        euler(sigmaSteps(readsFinalSigma: true)) { _, next in (next, 0) }
     }
 
     /// Euler's method with fresh noise at every step.
     func eulerAncestral() -> SamplerProgram {
-        let visited = sigmaSteps()
+        euler(sigmaSteps()) { sigma, next in ancestralStep(from: sigma, to: next) }
+    }
+
+    /// Steps by the slope at their start.
+    ///
+    /// - Parameter split: Where a step goes without noise, and the deviation of the noise after it.
+    private func euler(
+        _ visited: SigmaSteps,
+        _ split: (_ sigma: Double, _ next: Double) -> (down: Double, up: Double)
+    ) -> SamplerProgram {
         let prediction = configuration.predictionType
         var builder = SamplerProgramBuilder(initNoiseSigma: visited.initNoiseSigma)
         var x = builder.firstSample
         for (index, timestep) in visited.timesteps.enumerated() {
             let sigma = visited.sigmas[index]
-            let (down, up) = ancestralStep(from: sigma, to: visited.sigmas[index + 1])
+            let (down, up) = split(sigma, visited.sigmas[index + 1])
             let output = builder.evaluate(x, at: timestep, sigma: sigma)
             let derivative = (x - prediction.picture(x, output, sigma: sigma)) / sigma
             x = builder.keep(x + (down - sigma) * derivative + up * builder.noise())

@@ -61,13 +61,8 @@ struct SamplerProgram: Sendable, Equatable {
         return uses
     }
 
-    /// The most values that are kept while the model runs, the sample it is given among them.
-    var heldValues: Int { mostHeld.values }
-
-    /// The first step during which as many are kept.
-    var stepThatHoldsMost: Int { mostHeld.step }
-
-    private var mostHeld: (step: Int, values: Int) {
+    /// The most values that are kept while the model runs, the sample it is given among them, and the first step during which they are.
+    var mostHeld: (step: Int, values: Int) {
         var run = SamplerRun<Void>(self, first: ())
         var most = (step: 0, values: 0)
         for step in steps.indices {

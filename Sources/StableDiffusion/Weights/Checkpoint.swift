@@ -105,13 +105,7 @@ package final class Checkpoint: Sendable {
 
     /// A tensor as floats, in the order of the file.
     package func floats(named name: String, shape: [Int]) throws -> [Float] {
-        try withTensor(named: name, shape: shape) { bytes, type in
-            let elements = bytes.count / type.size
-            return [Float](unsafeUninitializedCapacity: elements) { buffer, count in
-                type.convert(bytes, into: UnsafeMutableBufferPointer(rebasing: buffer[..<elements]))
-                count = elements
-            }
-        }
+        try withTensor(named: name, shape: shape) { bytes, type in type.floats(bytes) }
     }
 
     /// Writes a tensor as floats into memory of the caller's, of exactly its number of elements (traps otherwise).
@@ -129,7 +123,7 @@ package final class Checkpoint: Sendable {
 
 extension [Int] {
     /// The shape with `[out, in, 1, 1]` and `[out, in, 1]` written as `[out, in]`.
-    fileprivate var withoutTrailingOnes: ArraySlice<Int> {
+    var withoutTrailingOnes: ArraySlice<Int> {
         var count = count
         while count > 2, self[count - 1] == 1 { count -= 1 }
         return self[..<count]

@@ -72,6 +72,15 @@ package enum WeightType: String, CaseIterable, Sendable {
         }
     }
 
+    /// Finite elements as 32-bit floats; see `convert(_:into:)`.
+    func floats(_ bytes: UnsafeRawBufferPointer) -> [Float] {
+        let elements = bytes.count / size
+        return [Float](unsafeUninitializedCapacity: elements) { buffer, count in
+            convert(bytes, into: UnsafeMutableBufferPointer(rebasing: buffer[..<elements]))
+            count = elements
+        }
+    }
+
     /// Writes finite elements as 32-bit floats.
     ///
     /// Only for types that are weights (traps).
