@@ -206,66 +206,208 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void layer_norm_cpu(
 
 #if defined(WG)
 
-// The sum over the work-group, for all its work-items.
-inline float work_group_sum(float value, __local float* scratch)
+// PIECE neighbouring channels are read and written at once, aligned to their size.
+#if PIECE == 1
+#define floatp float
+#define LOAD_PIECE(p) LOAD_ACTIVATION(p, 0)
+#define STORE_PIECE(v, p) STORE_OPERAND(p, 0, v)
+#define LOAD_PARAMETERS(p) (*(p))
+#define STORE_FLOATS(v, p) (*(p) = (v))
+#define LOAD_PRIVATE(p) (*(p))
+#define activate_piece activate_scalar
+#elif PIECE == VEC
+#define floatp floatv
+#define LOAD_PIECE_0(p) (*(__global const floatv*)(p))
+#define LOAD_PIECE_1(p) JOIN(vloada_half, VEC)(0, p)
+#define LOAD_PIECE_2(p) as_floatv(convert_uintv(*(__global const ushortv*)(p)) << 16)
+#define STORE_PIECE_0(v, p) (*(__global floatv*)(p) = (v))
+#define STORE_PIECE_1(v, p) JOIN(JOIN(vstorea_half, VEC), _rte)(v, 0, p)
+#define STORE_PIECE_2(v, p) (*(__global ushortv*)(p) = floatv_to_bfloat16(v))
+#define LOAD_PIECE(p) JOIN(LOAD_PIECE_, ACTIVATION)(p)
+#define STORE_PIECE(v, p) JOIN(STORE_PIECE_, OPERAND)(v, p)
+#define LOAD_PARAMETERS(p) (*(__global const floatv*)(p))
+#define STORE_FLOATS(v, p) vstorev(v, 0, p)
+#define LOAD_PRIVATE(p) vloadv(0, p)
+#define activate_piece activate_vector
+#else
+#error "PIECE must be 1 or VEC"
+#endif
+
+// The sum over `team` neighbouring work-items, a power of two, for all of them.
+inline float team_sum(float value, int team, __local float* scratch)
 {
     const int item = (int)get_local_id(0);
     barrier(CLK_LOCAL_MEM_FENCE);  // an earlier sum is read
     scratch[item] = value;
-    for (int half_width = WG / 2; half_width > 0; half_width /= 2) {
+    for (int half_width = team / 2; half_width > 0; half_width /= 2) {
         barrier(CLK_LOCAL_MEM_FENCE);  // the upper half is written
-        if (item < half_width) scratch[item] += scratch[item + half_width];
+        if ((item & (team - 1)) < half_width) scratch[item] += scratch[item + half_width];
     }
     barrier(CLK_LOCAL_MEM_FENCE);  // the total is written
-    return scratch[0];
+    return scratch[item & ~(team - 1)];
 }
 
-// group_norm_gpu — one work-group a group; work-items stride over its S * C/GROUPS elements.
-// Mapping   global (WG * GROUPS, N), local (WG, 1); WG a power of two
-// Memory    local: WG floats; x is read three times, y written once
-// Variants  -DWG=256 -DFUNCTION=1 -DACTIVATION=1 | -DWG=64 | -DWG=64 -DACTIVATION=2
-__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_gpu(GROUP_NORM_ARGUMENTS)
+// The largest power of two of work-items that each of `groups` groups can have.
+inline int team_for(int groups)
 {
-    __local float scratch[WG];
-    const int group = (int)get_group_id(0), width = C / GROUPS;
-    const size_t first = get_global_id(1) * S * C + (size_t)group * width;
-    const size_t count = (size_t)S * width;
-    float partial = 0.0f;
-    for (size_t i = get_local_id(0); i < count; i += WG) partial += LOAD_ACTIVATION(x, first + i / width * C + i % width);
-    const float mean = work_group_sum(partial, scratch) / count;
-    partial = 0.0f;
-    for (size_t i = get_local_id(0); i < count; i += WG) {
-        const float d = LOAD_ACTIVATION(x, first + i / width * C + i % width) - mean;
-        partial = fma(d, d, partial);
+    int team = WG;
+    while (team * groups > WG) team /= 2;
+    return team;
+}
+
+// group_norm_chunk_gpu — per group, mean and sum of squared differences over PIXELS pixels, read once.
+// A work-item sums a piece's differences from its first pixel, which a mean far from zero does not make imprecise; sums of several add up
+// with the distance of their means (Chan, Golub & LeVeque 1983, equation 2.1).
+// statistics [N][GROUPS][chunks][2]: mean, squared differences
+// Letters   SLAB groups that a work-group has: whole pieces, at most WG work-items for a pixel, or one group
+// Mapping   global (WG * ceil(GROUPS/SLAB), chunks, N), local (WG, 1, 1); WG a power of two, at least SLAB
+// Memory    local: WG * (2 * PIECE + 2) floats
+// Variants  -DWG=256 -DPIECE=8 -DVEC=8 -DACTIVATION=1 | -DWG=64 -DPIECE=4 -DVEC=4 | -DWG=64 -DPIECE=8 -DVEC=8 -DACTIVATION=2 | -DWG=64 -DPIECE=1
+__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_chunk_gpu(
+    __global const activation_t* restrict x, __global float* restrict statistics, const int S, const int C,
+    const int GROUPS, const int SLAB, const int PIXELS)
+{
+    __local float means[WG * PIECE], squares[WG * PIECE], counts[WG], scratch[WG];
+    const int item = (int)get_local_id(0), chunk = (int)get_group_id(1), chunks = (int)get_num_groups(1);
+    const int firstGroup = (int)get_group_id(0) * SLAB, groups = min(SLAB, GROUPS - firstGroup), width = C / GROUPS;
+    const int pieces = groups * width / PIECE, side = min(pieces, WG), rows = WG / side;
+    const int row = item / side, piece = item % side;
+    const int first = chunk * PIXELS + row, end = min((chunk + 1) * PIXELS, S);
+    const size_t n = get_group_id(2);
+
+    floatp mean = 0.0f, square = 0.0f;
+    float count = 0.0f;
+    if (row < rows && first < end) {
+        __global const activation_t* from = x + n * S * C + firstGroup * width + piece * PIECE;
+        const floatp shift = LOAD_PIECE(from + (size_t)first * C);
+        floatp sum = 0.0f;
+        for (int p = piece; p < pieces; p += WG, from += WG * PIECE) {
+            for (int s = first; s < end; s += rows) {
+                const floatp d = LOAD_PIECE(from + (size_t)s * C) - shift;
+                sum += d;
+                square = fma(d, d, square);
+            }
+            count += (float)((end - first + rows - 1) / rows);
+        }
+        mean = shift + sum / count;
+        square = fmax(square - sum * sum / count, 0.0f);
     }
-    const float scale = 1.0f / sqrt(work_group_sum(partial, scratch) / count + EPSILON);
-    for (size_t i = get_local_id(0); i < count; i += WG) {
-        const size_t at = first + i / width * C + i % width;
-        const int c = group * width + (int)(i % width);
-        STORE_OPERAND(y, at, activate_scalar(FUNCTION, (LOAD_ACTIVATION(x, at) - mean) * scale * gamma[c] + beta[c]));
+    STORE_FLOATS(mean, means + item * PIECE);
+    STORE_FLOATS(square, squares + item * PIECE);
+    counts[item] = count;
+    barrier(CLK_LOCAL_MEM_FENCE);  // every work-item's statistics are written
+
+    // A team adds up its group's share: `across` channels of each row.
+    const int team = team_for(groups), group = item / team, across = groups == 1 ? side * PIECE : width;
+    const int entries = group < groups ? rows * across : 0;
+    float total = 0.0f, weight = 0.0f;
+    for (int i = item % team; i < entries; i += team) {
+        const int channel = group * across + i % across, owner = i / across * side + channel / PIECE;
+        total = fma(counts[owner], means[owner * PIECE + channel % PIECE], total);
+        weight += counts[owner];
+    }
+    weight = team_sum(weight, team, scratch);
+    const float groupMean = team_sum(total, team, scratch) / weight;
+    total = 0.0f;
+    for (int i = item % team; i < entries; i += team) {
+        const int channel = group * across + i % across, owner = i / across * side + channel / PIECE;
+        const float d = means[owner * PIECE + channel % PIECE] - groupMean;
+        total += fma(counts[owner] * d, d, squares[owner * PIECE + channel % PIECE]);
+    }
+    total = team_sum(total, team, scratch);
+    if (group < groups && item % team == 0) {
+        __global float* result = statistics + ((n * GROUPS + firstGroup + group) * chunks + chunk) * 2;
+        result[0] = groupMean;
+        result[1] = total;
     }
 }
 
-// layer_norm_gpu — one work-group a row.
-// Mapping   global (WG * rows), local (WG)
-// Variants  -DWG=64 -DACTIVATION=1 | -DWG=64
+// group_norm_apply_gpu — y = f((x - mean) * scale + beta) for PIXELS pixels; each work-group adds up the chunks' statistics itself.
+// Letters, mapping as of group_norm_chunk_gpu
+// Memory    local: 3 * WG floats; with group_norm_chunk_gpu, x is read twice, y written once
+// Variants  -DWG=256 -DPIECE=8 -DVEC=8 -DACTIVATION=1 -DFUNCTION=1 | -DWG=64 -DPIECE=4 -DVEC=4 | -DWG=64 -DPIECE=8 -DVEC=8 -DACTIVATION=2 | -DWG=64 -DPIECE=1 -DFUNCTION=1
+__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_apply_gpu(
+    __global const activation_t* restrict x, __global const float* restrict statistics,
+    __global const float* restrict gamma, __global const float* restrict beta, __global operand_t* restrict y,
+    const int S, const int C, const int GROUPS, const float EPSILON, const int SLAB, const int PIXELS)
+{
+    __local float means[WG], scales[WG], scratch[WG];
+    const int item = (int)get_local_id(0), chunk = (int)get_group_id(1), chunks = (int)get_num_groups(1);
+    const int firstGroup = (int)get_group_id(0) * SLAB, groups = min(SLAB, GROUPS - firstGroup), width = C / GROUPS;
+    const int team = team_for(groups), group = item / team, member = item % team;
+    const int entries = group < groups ? chunks : 0;
+    const size_t n = get_group_id(2);
+
+    __global const float2* chunkStatistics =
+        (__global const float2*)statistics + (n * GROUPS + firstGroup + group) * chunks;
+    float total = 0.0f;
+    for (int i = member; i < entries; i += team) total += chunkStatistics[i].x * min(PIXELS, S - i * PIXELS);
+    const float mean = team_sum(total, team, scratch) / S;
+    total = 0.0f;
+    for (int i = member; i < entries; i += team) {
+        const float d = chunkStatistics[i].x - mean;
+        total += fma((float)min(PIXELS, S - i * PIXELS) * width * d, d, chunkStatistics[i].y);
+    }
+    const float variance = team_sum(total, team, scratch) / ((float)S * width);
+    if (group < groups && member == 0) {
+        means[group] = mean;
+        scales[group] = 1.0f / sqrt(variance + EPSILON);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);  // every group's mean and scale are written
+
+    const int pieces = groups * width / PIECE, side = min(pieces, WG), rows = WG / side;
+    const int first = chunk * PIXELS + item / side, end = min((chunk + 1) * PIXELS, S);
+    if (item / side >= rows) return;
+    for (int p = item % side; p < pieces; p += WG) {
+        const int channel = firstGroup * width + p * PIECE;
+        float pieceMeans[PIECE], pieceScales[PIECE];
+        for (int e = 0; e < PIECE; e++) {
+            pieceMeans[e] = means[(p * PIECE + e) / width];
+            pieceScales[e] = scales[(p * PIECE + e) / width];
+        }
+        const floatp pieceMean = LOAD_PRIVATE(pieceMeans), shift = LOAD_PARAMETERS(beta + channel);
+        const floatp scale = LOAD_PRIVATE(pieceScales) * LOAD_PARAMETERS(gamma + channel);
+        for (int s = first; s < end; s += rows) {
+            const size_t at = (n * S + s) * C + channel;
+            STORE_PIECE(activate_piece(FUNCTION, fma(LOAD_PIECE(x + at) - pieceMean, scale, shift)), y + at);
+        }
+    }
+}
+
+// layer_norm_gpu — a team of TEAM work-items a row.
+// Mapping   global (WG * ceil(ROWS_TOTAL/(WG/TEAM))), local (WG); TEAM a power of two up to WG
+// Variants  -DWG=256 -DTEAM=32 -DPIECE=8 -DVEC=8 -DACTIVATION=1 | -DWG=64 -DTEAM=32 -DPIECE=4 -DVEC=4 | -DWG=64 -DTEAM=32 -DPIECE=1 -DACTIVATION=2
+#if defined(TEAM)
+inline float piece_sum(floatp piece)
+{
+    float elements[PIECE], total = 0.0f;
+    STORE_FLOATS(piece, elements);
+    for (int e = 0; e < PIECE; e++) total += elements[e];
+    return total;
+}
+
 __kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void layer_norm_gpu(
     __global const activation_t* restrict x, __global const float* restrict gamma, __global const float* restrict beta,
-    __global activation_t* restrict y, const int C, const float EPSILON)
+    __global operand_t* restrict y, const int ROWS_TOTAL, const int C, const float EPSILON)
 {
     __local float scratch[WG];
-    const size_t first = get_group_id(0) * C;
-    float partial = 0.0f;
-    for (int c = (int)get_local_id(0); c < C; c += WG) partial += LOAD_ACTIVATION(x, first + c);
-    const float mean = work_group_sum(partial, scratch) / C;
+    const int member = (int)get_local_id(0) % TEAM, row = (int)get_global_id(0) / TEAM;
+    // Teams beyond the last row repeat it and store nothing.
+    const size_t first = (size_t)min(row, ROWS_TOTAL - 1) * C;
+    floatp partial = 0.0f;
+    for (int c = member * PIECE; c < C; c += TEAM * PIECE) partial += LOAD_PIECE(x + first + c);
+    const float mean = team_sum(piece_sum(partial), TEAM, scratch) / C;
     partial = 0.0f;
-    for (int c = (int)get_local_id(0); c < C; c += WG) {
-        const float d = LOAD_ACTIVATION(x, first + c) - mean;
+    for (int c = member * PIECE; c < C; c += TEAM * PIECE) {
+        const floatp d = LOAD_PIECE(x + first + c) - mean;
         partial = fma(d, d, partial);
     }
-    const float scale = 1.0f / sqrt(work_group_sum(partial, scratch) / C + EPSILON);
-    for (int c = (int)get_local_id(0); c < C; c += WG)
-        STORE_OPERAND(y, first + c, (LOAD_ACTIVATION(x, first + c) - mean) * scale * gamma[c] + beta[c]);
+    const float scale = 1.0f / sqrt(team_sum(piece_sum(partial), TEAM, scratch) / C + EPSILON);
+    if (row >= ROWS_TOTAL) return;
+    for (int c = member * PIECE; c < C; c += TEAM * PIECE)
+        STORE_PIECE(fma((LOAD_PIECE(x + first + c) - mean) * scale, LOAD_PARAMETERS(gamma + c), LOAD_PARAMETERS(beta + c)),
+                    y + first + c);
 }
+#endif
 
 #endif

@@ -76,15 +76,17 @@ public struct KernelTuning: Sendable, Equatable {
     public var maxHeadSize: Int
     /// CHUNK: pixels or rows of a normalisation work-item (CPU family).
     public var normChunk: Int
-    /// WG: work-items of a normalisation work-group (GPU family).
+    /// WG: work-items of a normalisation work-group, a power of two (GPU family).
     public var normWorkGroup: Int
+    /// TEAM: work-items that share a row of layer normalisation, a power of two (GPU family).
+    public var normTeam: Int
     /// Work-items of a work-group in elementwise kernels.
     public var elementwiseWorkGroup: Int
     /// Weights that a work-item packs (CPU family): enough that handing out work-groups does not show.
     public var packedElements: Int
     /// Local memory a work-group may take, in bytes (GPU family).
     public var localMemoryBytes: Int
-    /// Compute units: how many work-groups run side by side (NVIDIA family).
+    /// Compute units: how many work-groups run side by side (GPU families).
     public var computeUnits: Int
     /// How products are computed (NVIDIA family).
     public var tensorCores: TensorCores
@@ -134,6 +136,7 @@ public struct KernelTuning: Sendable, Equatable {
             maxHeadSize: 512,
             normChunk: 64,
             normWorkGroup: min(256, 1 << (Int.bitWidth - 1 - max(device.maxWorkGroupSize, 1).leadingZeroBitCount)),
+            normTeam: 32,
             elementwiseWorkGroup: min(64, max(device.maxWorkGroupSize, 1)),
             packedElements: 16 << 10,
             localMemoryBytes: device.localMemoryBytes,
@@ -143,6 +146,36 @@ public struct KernelTuning: Sendable, Equatable {
             winogradTiles: family == .cpu ? 64 : nil,
             winogradStripBytes: 12 << 20
         )
+    }
+
+    /// PIECE: neighbouring channels that a work-item of normalisation reads at once, at most 16 bytes (GPU family).
+    public func normPiece(channels: Int, elementBytes: Int) -> Int {
+        var piece = 16 / elementBytes
+        while channels % piece != 0 { piece /= 2 }
+        return piece
+    }
+
+    /// What a work-group of group normalisation has (GPU family): SLAB groups, read in pieces of PIECE channels, `rows` pixels side by side.
+    ///
+    /// Neighbouring groups, as one has as few as 4 channels, 8 bytes of a pixel: 64 channels fill the cache's lines.
+    public func normSlab(channels: Int, groups: Int, elementBytes: Int) -> (groups: Int, piece: Int, rows: Int) {
+        let width = channels / groups
+        let piece = normPiece(channels: channels, elementBytes: elementBytes)
+        let slab = (1...groups).first { $0 * width % piece == 0 && $0 * width >= 64 } ?? groups
+        guard slab == 1 || max(slab, slab * width / piece) <= normWorkGroup else {
+            // Only where a device's work-groups are small.
+            return (1, 1, max(normWorkGroup / width, 1))
+        }
+        return (slab, piece, max(normWorkGroup * piece / (slab * width), 1))
+    }
+
+    /// PIXELS: pixels of a work-group of group normalisation, when there are `slabs` of them in all pictures (GPU family).
+    ///
+    /// So many work-groups that all compute units are busy, but each with pixels enough to be worth its start.
+    public func normChunkPixels(pixels: Int, slabs: Int, rows: Int) -> Int {
+        let wanted = (max(4 * computeUnits, 64) + slabs - 1) / slabs
+        let chunks = min(wanted, max(pixels / (8 * rows), 1))
+        return (pixels + chunks - 1) / chunks
     }
 
     /// The first generation with mma.sync.m16n8k16 on halves.

@@ -32,12 +32,29 @@ extension Tensor {
             try kernel("group_norm_plain", ["FUNCTION": function.rawValue], arguments: 8)
                 .enqueue([.buffer(buffer), gamma, beta, .buffer(y.buffer)] + sizes, global: [groups, batch])
         case .gpu, .nvidia:
-            let macros = ["WG": tuning.normWorkGroup, "FUNCTION": function.rawValue]
-            try kernel("group_norm_gpu", macros, arguments: 8).enqueue(
-                [.buffer(buffer), gamma, beta, .buffer(y.buffer)] + sizes,
-                global: [tuning.normWorkGroup * groups, batch],
-                local: [tuning.normWorkGroup, 1]
+            let slab = tuning.normSlab(channels: channels, groups: groups, elementBytes: elementType.byteCount)
+            let slabs = (groups + slab.groups - 1) / slab.groups
+            let chunkPixels = tuning.normChunkPixels(pixels: pixels, slabs: slabs * batch, rows: slab.rows)
+            let chunks = (pixels + chunkPixels - 1) / chunkPixels
+            let macros = normMacros(piece: slab.piece)
+            let statistics = try Tensor([batch, groups, chunks, 2], .float32, on: device)
+            let global = [tuning.normWorkGroup * slabs, chunks, batch]
+            let local = [tuning.normWorkGroup, 1, 1]
+            try kernel("group_norm_chunk_gpu", macros, arguments: 7).enqueue(
+                [
+                    .buffer(buffer), .buffer(statistics.buffer), .int(pixels), .int(channels), .int(groups),
+                    .int(slab.groups), .int(chunkPixels),
+                ],
+                global: global,
+                local: local
             )
+            try kernel("group_norm_apply_gpu", macros.merging(["FUNCTION": function.rawValue]) { $1 }, arguments: 11)
+                .enqueue(
+                    [.buffer(buffer), .buffer(statistics.buffer), gamma, beta, .buffer(y.buffer)] + sizes
+                        + [.int(slab.groups), .int(chunkPixels)],
+                    global: global,
+                    local: local
+                )
         case .cpu:
             let macros = ["CHUNK": tuning.normChunk, "FUNCTION": function.rawValue]
             let chunks = (pixels + tuning.normChunk - 1) / tuning.normChunk
@@ -79,9 +96,12 @@ extension Tensor {
         case .plain:
             try kernel("layer_norm_plain", [:], arguments: 6).enqueue(arguments + sizes, global: [rows])
         case .gpu, .nvidia:
-            try kernel("layer_norm_gpu", ["WG": tuning.normWorkGroup], arguments: 6).enqueue(
-                arguments + sizes,
-                global: [tuning.normWorkGroup * rows],
+            let team = min(tuning.normTeam, tuning.normWorkGroup)
+            let rowsOfGroup = tuning.normWorkGroup / team
+            let piece = tuning.normPiece(channels: channels, elementBytes: elementType.byteCount)
+            try kernel("layer_norm_gpu", normMacros(piece: piece).merging(["TEAM": team]) { $1 }, arguments: 7).enqueue(
+                arguments + [.int(rows)] + sizes,
+                global: [tuning.normWorkGroup * ((rows + rowsOfGroup - 1) / rowsOfGroup)],
                 local: [tuning.normWorkGroup]
             )
         case .cpu:
@@ -92,6 +112,11 @@ extension Tensor {
             )
         }
         return y
+    }
+
+    /// The macros of the GPU family's kernels.
+    private func normMacros(piece: Int) -> [String: Int] {
+        ["WG": device.tuning.normWorkGroup, "PIECE": piece].merging(piece == 1 ? [:] : ["VEC": piece]) { $1 }
     }
 
     private func kernel(_ name: String, _ macros: [String: Int], arguments: Int) throws -> Kernel {

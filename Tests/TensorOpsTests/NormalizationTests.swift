@@ -55,6 +55,14 @@ let oddGroupNorms = [
     GroupNormCase(shape: [3, 127, 31], groups: 31),
     GroupNormCase(shape: [1, 129, 33], groups: 11, function: .silu),
     GroupNormCase(shape: [1, 16, 16, 40], groups: 8),
+    GroupNormCase(shape: [1, 67, 24, 96], groups: 24),
+]
+
+/// Groups wider than a work-group of the GPU form reads side by side.
+let wideGroupNorms = [
+    GroupNormCase(shape: [2, 3, 3, 2304], groups: 1, function: .silu),
+    GroupNormCase(shape: [1, 41, 9, 8216], groups: 4),
+    GroupNormCase(shape: [1, 50, 257], groups: 1),
 ]
 
 let realGroupNorms = [
@@ -104,6 +112,11 @@ struct NormalizationTests {
         oddGroupNorms
     )
     func groupNorm(_ variant: DeviceVariant, _ norm: GroupNormCase) throws {
+        try norm.check(variant)
+    }
+
+    @Test(arguments: DeviceVariant.all.filter { $0.operands == $0.weights && $0.family == .gpu }, wideGroupNorms)
+    func groupNormOfWideGroups(_ variant: DeviceVariant, _ norm: GroupNormCase) throws {
         try norm.check(variant)
     }
 
