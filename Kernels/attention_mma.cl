@@ -151,8 +151,10 @@ __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void att
             queryTail[i] = (uint4)(upper.x, lower.x, upper.y, lower.y);
         }
     }
+#if TAIL > 0 && TAIL <= 8
     // Keys beyond the head meet zeros, but must be numbers.
-    if (TAIL > 0 && TAIL <= 8 && item < HALVES * KEYS) keys[item / KEYS][item % KEYS * KEY_PITCH + PIECES] = (uint4)(0u);
+    if (item < HALVES * KEYS) keys[item / KEYS][item % KEYS * KEY_PITCH + PIECES] = (uint4)(0u);
+#endif
 
     float4 result[M_TILES][PIECES];
     float maximum[M_TILES][2], sum[M_TILES][2];

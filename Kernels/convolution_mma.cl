@@ -19,7 +19,7 @@
 //           WHOLE 0|1         O is a multiple of 4, so that a work-item's neighbouring channels are stored at once
 //           SPLIT 0|1         a work-group sums only a part of the steps, into `partial`, which convolution_mma_finish adds up
 //           TILE_M, TILE_N    pixels and channels of a work-group
-//           WARP_M, WARP_N    those of one of its 4 warps, multiples of 16 and 32
+//           WARP_M, WARP_N    those of one of its warps, multiples of 16 and 32
 // Called by Sources/TensorOps/TensorCores.swift
 
 #if !defined(KERNEL) || !defined(WHOLE)
@@ -106,24 +106,23 @@ inline void finish(const float* sums, const float* gates, size_t m, int n, int o
 
 #if defined(TILE_M)
 
-#if (TILE_M / WARP_M) * (TILE_N / WARP_N) != 4
-#error "a work-group has 4 warps"
-#endif
-
-#define ITEMS 128
 #define WARPS_N (TILE_N / WARP_N)
+#define ITEMS (TILE_M / WARP_M * WARPS_N * 32)
 // Products of a warp: tiles of 16 channels by tiles of 8 pixels.
 #define CHANNEL_TILES (WARP_N / 16)
 #define PIXEL_TILES (WARP_M / 8)
-// 16-byte pieces, of 8 channels, that a work-item brings of each tile in a step.
-#define X_PIECES (TILE_M * 4 / ITEMS)
-#define W_PIECES (TILE_N * 4 / ITEMS)
+// 16-byte pieces, of 8 channels, that a work-item brings of each tile in a step, and the number of its i-th.
+#define X_PIECES ((TILE_M * 4 + ITEMS - 1) / ITEMS)
+#define W_PIECES ((TILE_N * 4 + ITEMS - 1) / ITEMS)
+#define PIECE(i) (item + ITEMS * (i))
+// Whether there is an i-th for all work-items, or for this one.
+#define HAS_PIECE(i, TILE) (ITEMS * ((i) + 1) <= (TILE) * 4 || PIECE(i) < (TILE) * 4)
 
-// convolution_mma — a work-group of 4 warps computes TILE_M pixels x TILE_N channels. While a step is multiplied out of one half of the
+// convolution_mma — a work-group of ITEMS/32 warps computes TILE_M pixels x TILE_N channels. While a step is multiplied out of one half of the
 // local memory, the next is on its way to registers, and goes into the other half afterwards: one barrier a step.
-// Mapping   global (128 * ceil(packed O/TILE_N), ceil(M/TILE_M), splits), local (128, 1, 1)
+// Mapping   global (ITEMS * ceil(packed O/TILE_N), ceil(M/TILE_M), splits), local (ITEMS, 1, 1)
 // Memory    local: 128 * (TILE_M + TILE_N) bytes; without bank conflicts, as rows of 64 bytes are written and read by 4 neighbours each
-// Variants  -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=64 -DWARP_M=64 -DWARP_N=32 -DHAS_CHANNEL_BIAS=1 -DHAS_RESIDUAL=1 -DFUNCTION=1 -DUPSAMPLE=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 -DHAS_RESIDUAL=1 | -DKERNEL=1 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 -DGEGLU=1 | -DKERNEL=3 -DWHOLE=0 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 -DSPLIT=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=64 -DWARP_M=64 -DWARP_N=32 -DSPLIT=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 -DSPLIT=1
+// Variants  -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=64 -DWARP_M=64 -DWARP_N=32 -DHAS_CHANNEL_BIAS=1 -DHAS_RESIDUAL=1 -DFUNCTION=1 -DUPSAMPLE=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 -DHAS_RESIDUAL=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=160 -DWARP_M=64 -DWARP_N=32 -DHAS_RESIDUAL=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=160 -DWARP_M=64 -DWARP_N=32 -DSPLIT=1 | -DKERNEL=1 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 -DGEGLU=1 | -DKERNEL=3 -DWHOLE=0 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 -DSPLIT=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=64 -DWARP_M=64 -DWARP_N=32 -DSPLIT=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 -DSPLIT=1
 __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void convolution_mma(
     __global const uint4* restrict x, __global const uint4* restrict w, __global const float* restrict bias,
     __global const half* restrict channelBias, __global const half* restrict residual, __global half* restrict y,
@@ -140,25 +139,27 @@ __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void con
     const int firstStep = SPLIT ? (int)get_group_id(2) * STEPS_PER_SPLIT : 0;
     const int endStep = SPLIT ? min(firstStep + STEPS_PER_SPLIT, STEPS) : STEPS;
 
-    // What this work-item brings: of each 32nd pixel the piece `quad`, and of each panel the piece `item`. Pixels beyond the last
-    // repeat it and are not stored, nor are panels beyond the last.
+    // What this work-item brings. Pixels beyond the last repeat it and are not stored, nor are panels beyond the last.
     int row[X_PIECES], column[X_PIECES], image[X_PIECES], source[X_PIECES];
     UNROLL for (int i = 0; i < X_PIECES; i++) {
-        const int m = min(firstRow + item / 4 + 32 * i, M - 1);
+        const int m = min(firstRow + PIECE(i) / 4, M - 1);
         row[i] = m / OW % OH * STRIDE - PAD;
         column[i] = m % OW * STRIDE - PAD;
         image[i] = m / OW / OH * H * W;
     }
     __global const uint4* panel[W_PIECES];
     UNROLL for (int i = 0; i < W_PIECES; i++)
-        panel[i] = w + ((size_t)min(firstPanel + i, PANELS - 1) * STEPS + firstStep) * (PANEL * 4) + item;
+        panel[i] = w + ((size_t)min(firstPanel + PIECE(i) / (PANEL * 4), PANELS - 1) * STEPS + firstStep) * (PANEL * 4) +
+                   PIECE(i) % (PANEL * 4);
 
     // Where the pixels' channels begin at a tap, in pieces; -1 outside the picture.
 #define LOCATE(tap)                                                                                          \
     UNROLL for (int i = 0; i < X_PIECES; i++) {                                                              \
         const int v = row[i] + (tap) / KERNEL, u = column[i] + (tap) % KERNEL;                               \
         const int from = UPSAMPLE ? v * H / VH * W + u * W / VW : v * W + u;                                 \
-        source[i] = (uint)v < (uint)VH && (uint)u < (uint)VW ? (image[i] + from) * pieces : -1;              \
+        source[i] = HAS_PIECE(i, TILE_M) && (uint)v < (uint)VH && (uint)u < (uint)VW                         \
+                        ? (image[i] + from) * pieces                                                         \
+                        : -1;                                                                                \
     }
 #define FETCH(at)                                                                                            \
     {                                                                                                        \
@@ -167,14 +168,16 @@ __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void con
             nextPixels[i] = source[i] >= 0 && piece < pieces ? x[source[i] + piece] : (uint4)(0u);           \
         UNROLL for (int i = 0; i < W_PIECES; i++)                                                            \
         {                                                                                                    \
-            nextWeights[i] = *panel[i];                                                                      \
+            if (HAS_PIECE(i, TILE_N)) nextWeights[i] = *panel[i];                                            \
             panel[i] += PANEL * 4;                                                                           \
         }                                                                                                    \
     }
 #define KEEP(half_)                                                                                          \
     {                                                                                                        \
-        UNROLL for (int i = 0; i < X_PIECES; i++) pixels[half_][item + ITEMS * i] = nextPixels[i];           \
-        UNROLL for (int i = 0; i < W_PIECES; i++) weights[half_][item + ITEMS * i] = nextWeights[i];         \
+        UNROLL for (int i = 0; i < X_PIECES; i++)                                                            \
+            if (HAS_PIECE(i, TILE_M)) pixels[half_][PIECE(i)] = nextPixels[i];                               \
+        UNROLL for (int i = 0; i < W_PIECES; i++)                                                            \
+            if (HAS_PIECE(i, TILE_N)) weights[half_][PIECE(i)] = nextWeights[i];                             \
     }
 
     float4 sum[CHANNEL_TILES][PIXEL_TILES];
@@ -237,6 +240,68 @@ __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void con
         }
 }
 
+#endif
+
+// linear_few_mma — the same for KERNEL 1 and so few rows that only reading the weights counts: no tensor cores, a work-group a panel, whose
+// warps share the steps. A lane has the weights of 4 neighbouring channels for its quad's 8 elements of a step.
+// Mapping   global (128 * ceil(O/32), ceil(M/FEW)), local (128, 1); FEW at most 16
+// Memory    local: 512 * FEW bytes
+// Variants  -DKERNEL=1 -DFEW=4 -DWHOLE=1 -DFUNCTION=1 -DHAS_CHANNEL_BIAS=1 | -DKERNEL=1 -DFEW=4 -DWHOLE=0 -DHAS_RESIDUAL=1
+#if defined(FEW)
+inline float2 add_products(float2 sum, uint a, uint b) { return fma(unpack_halves(a), unpack_halves(b), sum); }
+
+__kernel WARP_KERNEL __attribute__((reqd_work_group_size(128, 1, 1))) void linear_few_mma(
+    __global const uint4* restrict x, __global const uint4* restrict w, __global const float* restrict bias,
+    __global const half* restrict channelBias, __global const half* restrict residual, __global half* restrict y,
+    const int M, const int PIXELS, const int C, const int O)
+{
+    __local float4 shares[4][FEW][8];
+    const int item = (int)get_local_id(0), lane = item & 31, warp = item >> 5, quad = lane & 3, group = lane >> 2;
+    const int panel = (int)get_group_id(0), firstRow = (int)get_group_id(1) * FEW;
+    const int pieces = C / 8, steps = (C + 31) / 32;
+    __global const uint4* weights = w + (size_t)panel * steps * (PANEL * 4) + lane;
+
+    // Even and odd elements apart, of 4 channels each.
+    float2 sums[FEW][4];
+    UNROLL for (int r = 0; r < FEW; r++)
+        UNROLL for (int c = 0; c < 4; c++) sums[r][c] = (float2)(0.0f);
+    for (int step = warp; step < steps; step += 4) {
+        // Tile t has channels 2 t and 2 t + 1 of the lane's four; its two products elements 0 to 3 and 4 to 7.
+        uint4 left[2][2];
+        UNROLL for (int t = 0; t < 2; t++)
+            UNROLL for (int e = 0; e < 2; e++) left[t][e] = weights[step * (PANEL * 4) + (2 * t + e) * 32];
+        UNROLL for (int r = 0; r < FEW; r++) {
+            const int piece = step * 4 + quad;
+            const uint4 right =
+                firstRow + r < M && piece < pieces ? x[(size_t)(firstRow + r) * pieces + piece] : (uint4)(0u);
+            UNROLL for (int t = 0; t < 2; t++) {
+                sums[r][2 * t] = add_products(add_products(sums[r][2 * t], left[t][0].x, right.x), left[t][0].z, right.y);
+                sums[r][2 * t] = add_products(add_products(sums[r][2 * t], left[t][1].x, right.z), left[t][1].z, right.w);
+                sums[r][2 * t + 1] =
+                    add_products(add_products(sums[r][2 * t + 1], left[t][0].y, right.x), left[t][0].w, right.y);
+                sums[r][2 * t + 1] =
+                    add_products(add_products(sums[r][2 * t + 1], left[t][1].y, right.z), left[t][1].w, right.w);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < FEW; r++) {
+        float total[4];
+        UNROLL for (int c = 0; c < 4; c++) {
+            total[c] = sums[r][c].x + sums[r][c].y;
+            total[c] += exchange_1(total[c]);
+            total[c] += exchange_2(total[c]);
+        }
+        if (quad == 0) shares[warp][r][group] = (float4)(total[0], total[1], total[2], total[3]);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);  // every warp's shares are written
+    const int m = firstRow + item / 8;
+    if (item < FEW * 8 && m < M) {
+        const float4 total = shares[0][item / 8][item % 8] + shares[1][item / 8][item % 8] + shares[2][item / 8][item % 8] +
+                             shares[3][item / 8][item % 8];
+        const float values[4] = {total.x, total.y, total.z, total.w};
+        finish(values, values, (size_t)m, m / PIXELS, panel * PANEL + 4 * (item % 8), O, bias, channelBias, residual, y);
+    }
+}
 #endif
 
 // convolution_mma_finish — adds up what the splits of convolution_mma summed, and finishes OWNED channels of a pixel.

@@ -217,14 +217,8 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void layer_norm_cpu(
 #define activate_piece activate_scalar
 #elif PIECE == VEC
 #define floatp floatv
-#define LOAD_PIECE_0(p) (*(__global const floatv*)(p))
-#define LOAD_PIECE_1(p) JOIN(vloada_half, VEC)(0, p)
-#define LOAD_PIECE_2(p) as_floatv(convert_uintv(*(__global const ushortv*)(p)) << 16)
-#define STORE_PIECE_0(v, p) (*(__global floatv*)(p) = (v))
-#define STORE_PIECE_1(v, p) JOIN(JOIN(vstorea_half, VEC), _rte)(v, 0, p)
-#define STORE_PIECE_2(v, p) (*(__global ushortv*)(p) = floatv_to_bfloat16(v))
-#define LOAD_PIECE(p) JOIN(LOAD_PIECE_, ACTIVATION)(p)
-#define STORE_PIECE(v, p) JOIN(STORE_PIECE_, OPERAND)(v, p)
+#define LOAD_PIECE(p) LOAD_ACTIVATION_ALIGNED(p)
+#define STORE_PIECE(v, p) STORE_OPERAND_ALIGNED(v, p)
 #define LOAD_PARAMETERS(p) (*(__global const floatv*)(p))
 #define STORE_FLOATS(v, p) vstorev(v, 0, p)
 #define LOAD_PRIVATE(p) vloadv(0, p)
@@ -247,47 +241,57 @@ inline float team_sum(float value, int team, __local float* scratch)
     return scratch[item & ~(team - 1)];
 }
 
-// The largest power of two of work-items that each of `groups` groups can have.
-inline int team_for(int groups)
+// What a work-group of group normalisation has: SLAB neighbouring groups, or what is left of them, of one picture. Its work-items read
+// `side` pieces of a pixel and `rows` pixels side by side, and add up for the groups in teams.
+typedef struct {
+    size_t first;              // the element where the slab begins in the picture's first pixel
+    int group, groups, width;  // its first group, how many there are, their channels
+    int pieces, side, rows;
+    int row, piece;            // where this work-item begins to read
+    int team;                  // work-items of a team, a power of two
+    int own, member;           // the group this work-item adds up for, if there is one, and its number in the team
+} Slab;
+
+inline Slab get_slab(int S, int C, int GROUPS, int SLAB)
 {
-    int team = WG;
-    while (team * groups > WG) team /= 2;
-    return team;
+    const int item = (int)get_local_id(0);
+    Slab slab;
+    slab.group = (int)get_group_id(0) * SLAB;
+    slab.groups = min(SLAB, GROUPS - slab.group);
+    slab.width = C / GROUPS;
+    slab.first = get_group_id(2) * S * C + slab.group * slab.width;
+    slab.pieces = slab.groups * slab.width / PIECE;
+    slab.side = min(slab.pieces, WG);
+    slab.rows = WG / slab.side;
+    slab.row = item / slab.side;
+    slab.piece = item % slab.side;
+    slab.team = WG;
+    while (slab.team * slab.groups > WG) slab.team /= 2;
+    slab.own = item / slab.team;
+    slab.member = item % slab.team;
+    return slab;
 }
 
-// group_norm_chunk_gpu — per group, mean and sum of squared differences over PIXELS pixels, read once.
-// A work-item sums a piece's differences from its first pixel, which a mean far from zero does not make imprecise; sums of several add up
-// with the distance of their means (Chan, Golub & LeVeque 1983, equation 2.1).
-// statistics [N][GROUPS][chunks][2]: mean, squared differences
-// Letters   SLAB groups that a work-group has: whole pieces, at most WG work-items for a pixel, or one group
-// Mapping   global (WG * ceil(GROUPS/SLAB), chunks, N), local (WG, 1, 1); WG a power of two, at least SLAB
-// Memory    local: WG * (2 * PIECE + 2) floats
-// Variants  -DWG=256 -DPIECE=8 -DVEC=8 -DACTIVATION=1 | -DWG=64 -DPIECE=4 -DVEC=4 | -DWG=64 -DPIECE=8 -DVEC=8 -DACTIVATION=2 | -DWG=64 -DPIECE=1
-__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_chunk_gpu(
-    __global const activation_t* restrict x, __global float* restrict statistics, const int S, const int C,
-    const int GROUPS, const int SLAB, const int PIXELS)
+// Mean and sum of squared differences of the work-item's own group from pixel `begin` on to `end`, read once: a work-item sums a piece's
+// differences from its first pixel, which a mean far from zero does not make imprecise; sums of several add up with the distance of
+// their means (Chan, Golub & LeVeque 1983, equation 2.1).
+inline float2 slab_statistics(__global const activation_t* x, Slab slab, int C, int begin, int end, __local float* means,
+                              __local float* squares, __local float* counts, __local float* scratch)
 {
-    __local float means[WG * PIECE], squares[WG * PIECE], counts[WG], scratch[WG];
-    const int item = (int)get_local_id(0), chunk = (int)get_group_id(1), chunks = (int)get_num_groups(1);
-    const int firstGroup = (int)get_group_id(0) * SLAB, groups = min(SLAB, GROUPS - firstGroup), width = C / GROUPS;
-    const int pieces = groups * width / PIECE, side = min(pieces, WG), rows = WG / side;
-    const int row = item / side, piece = item % side;
-    const int first = chunk * PIXELS + row, end = min((chunk + 1) * PIXELS, S);
-    const size_t n = get_group_id(2);
-
+    const int item = (int)get_local_id(0), first = begin + slab.row;
     floatp mean = 0.0f, square = 0.0f;
     float count = 0.0f;
-    if (row < rows && first < end) {
-        __global const activation_t* from = x + n * S * C + firstGroup * width + piece * PIECE;
+    if (slab.row < slab.rows && first < end) {
+        __global const activation_t* from = x + slab.first + slab.piece * PIECE;
         const floatp shift = LOAD_PIECE(from + (size_t)first * C);
         floatp sum = 0.0f;
-        for (int p = piece; p < pieces; p += WG, from += WG * PIECE) {
-            for (int s = first; s < end; s += rows) {
+        for (int p = slab.piece; p < slab.pieces; p += WG, from += WG * PIECE) {
+            for (int s = first; s < end; s += slab.rows) {
                 const floatp d = LOAD_PIECE(from + (size_t)s * C) - shift;
                 sum += d;
                 square = fma(d, d, square);
             }
-            count += (float)((end - first + rows - 1) / rows);
+            count += (float)((end - first + slab.rows - 1) / slab.rows);
         }
         mean = shift + sum / count;
         square = fmax(square - sum * sum / count, 0.0f);
@@ -297,81 +301,108 @@ __kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_chunk_g
     counts[item] = count;
     barrier(CLK_LOCAL_MEM_FENCE);  // every work-item's statistics are written
 
-    // A team adds up its group's share: `across` channels of each row.
-    const int team = team_for(groups), group = item / team, across = groups == 1 ? side * PIECE : width;
-    const int entries = group < groups ? rows * across : 0;
+    // A group's share of these: `across` channels of each row.
+    const int across = slab.groups == 1 ? slab.side * PIECE : slab.width;
+    const int entries = slab.own < slab.groups ? slab.rows * across : 0;
     float total = 0.0f, weight = 0.0f;
-    for (int i = item % team; i < entries; i += team) {
-        const int channel = group * across + i % across, owner = i / across * side + channel / PIECE;
+    for (int i = slab.member; i < entries; i += slab.team) {
+        const int channel = slab.own * across + i % across, owner = i / across * slab.side + channel / PIECE;
         total = fma(counts[owner], means[owner * PIECE + channel % PIECE], total);
         weight += counts[owner];
     }
-    weight = team_sum(weight, team, scratch);
-    const float groupMean = team_sum(total, team, scratch) / weight;
+    weight = team_sum(weight, slab.team, scratch);
+    const float groupMean = team_sum(total, slab.team, scratch) / weight;
     total = 0.0f;
-    for (int i = item % team; i < entries; i += team) {
-        const int channel = group * across + i % across, owner = i / across * side + channel / PIECE;
+    for (int i = slab.member; i < entries; i += slab.team) {
+        const int channel = slab.own * across + i % across, owner = i / across * slab.side + channel / PIECE;
         const float d = means[owner * PIECE + channel % PIECE] - groupMean;
         total += fma(counts[owner] * d, d, squares[owner * PIECE + channel % PIECE]);
     }
-    total = team_sum(total, team, scratch);
-    if (group < groups && item % team == 0) {
-        __global float* result = statistics + ((n * GROUPS + firstGroup + group) * chunks + chunk) * 2;
-        result[0] = groupMean;
-        result[1] = total;
-    }
+    return (float2)(groupMean, team_sum(total, slab.team, scratch));
 }
 
-// group_norm_apply_gpu — y = f((x - mean) * scale + beta) for PIXELS pixels; each work-group adds up the chunks' statistics itself.
-// Letters, mapping as of group_norm_chunk_gpu
-// Memory    local: 3 * WG floats; with group_norm_chunk_gpu, x is read twice, y written once
-// Variants  -DWG=256 -DPIECE=8 -DVEC=8 -DACTIVATION=1 -DFUNCTION=1 | -DWG=64 -DPIECE=4 -DVEC=4 | -DWG=64 -DPIECE=8 -DVEC=8 -DACTIVATION=2 | -DWG=64 -DPIECE=1 -DFUNCTION=1
-__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_apply_gpu(
-    __global const activation_t* restrict x, __global const float* restrict statistics,
-    __global const float* restrict gamma, __global const float* restrict beta, __global operand_t* restrict y,
-    const int S, const int C, const int GROUPS, const float EPSILON, const int SLAB, const int PIXELS)
+// y = f((x - mean) * scale + beta) from pixel `begin` on to `end`; `mean` and `variance` are the work-item's own group's.
+inline void slab_apply(__global const activation_t* x, Slab slab, int C, int begin, int end, float mean, float variance,
+                       float epsilon, __global const float* gamma, __global const float* beta, __global operand_t* y,
+                       __local float* means, __local float* scales)
 {
-    __local float means[WG], scales[WG], scratch[WG];
-    const int item = (int)get_local_id(0), chunk = (int)get_group_id(1), chunks = (int)get_num_groups(1);
-    const int firstGroup = (int)get_group_id(0) * SLAB, groups = min(SLAB, GROUPS - firstGroup), width = C / GROUPS;
-    const int team = team_for(groups), group = item / team, member = item % team;
-    const int entries = group < groups ? chunks : 0;
-    const size_t n = get_group_id(2);
-
-    __global const float2* chunkStatistics =
-        (__global const float2*)statistics + (n * GROUPS + firstGroup + group) * chunks;
-    float total = 0.0f;
-    for (int i = member; i < entries; i += team) total += chunkStatistics[i].x * min(PIXELS, S - i * PIXELS);
-    const float mean = team_sum(total, team, scratch) / S;
-    total = 0.0f;
-    for (int i = member; i < entries; i += team) {
-        const float d = chunkStatistics[i].x - mean;
-        total += fma((float)min(PIXELS, S - i * PIXELS) * width * d, d, chunkStatistics[i].y);
-    }
-    const float variance = team_sum(total, team, scratch) / ((float)S * width);
-    if (group < groups && member == 0) {
-        means[group] = mean;
-        scales[group] = 1.0f / sqrt(variance + EPSILON);
+    if (slab.own < slab.groups && slab.member == 0) {
+        means[slab.own] = mean;
+        scales[slab.own] = 1.0f / sqrt(variance + epsilon);
     }
     barrier(CLK_LOCAL_MEM_FENCE);  // every group's mean and scale are written
-
-    const int pieces = groups * width / PIECE, side = min(pieces, WG), rows = WG / side;
-    const int first = chunk * PIXELS + item / side, end = min((chunk + 1) * PIXELS, S);
-    if (item / side >= rows) return;
-    for (int p = item % side; p < pieces; p += WG) {
-        const int channel = firstGroup * width + p * PIECE;
+    if (slab.row >= slab.rows) return;
+    for (int p = slab.piece; p < slab.pieces; p += WG) {
+        const int channel = slab.group * slab.width + p * PIECE;
         float pieceMeans[PIECE], pieceScales[PIECE];
         for (int e = 0; e < PIECE; e++) {
-            pieceMeans[e] = means[(p * PIECE + e) / width];
-            pieceScales[e] = scales[(p * PIECE + e) / width];
+            pieceMeans[e] = means[(p * PIECE + e) / slab.width];
+            pieceScales[e] = scales[(p * PIECE + e) / slab.width];
         }
         const floatp pieceMean = LOAD_PRIVATE(pieceMeans), shift = LOAD_PARAMETERS(beta + channel);
         const floatp scale = LOAD_PRIVATE(pieceScales) * LOAD_PARAMETERS(gamma + channel);
-        for (int s = first; s < end; s += rows) {
-            const size_t at = (n * S + s) * C + channel;
+        for (int s = begin + slab.row; s < end; s += slab.rows) {
+            const size_t at = slab.first + p * PIECE + (size_t)s * C;
             STORE_PIECE(activate_piece(FUNCTION, fma(LOAD_PIECE(x + at) - pieceMean, scale, shift)), y + at);
         }
     }
+}
+
+// group_norm_gpu — a work-group has all pixels of SLAB groups: for small pictures.
+// Letters   SLAB such that the groups are whole pieces, at most WG to a pixel, or one group
+// Mapping   global (WG * ceil(GROUPS/SLAB), 1, N), local (WG, 1, 1); WG a power of two, at least SLAB
+// Memory    local: WG * (2 * PIECE + 2) floats; x is read twice, y written once
+// Variants  -DWG=256 -DPIECE=8 -DVEC=8 -DACTIVATION=1 -DFUNCTION=1 | -DWG=64 -DPIECE=4 -DVEC=4 | -DWG=64 -DPIECE=8 -DVEC=8 -DACTIVATION=2 | -DWG=64 -DPIECE=1
+__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_gpu(GROUP_NORM_ARGUMENTS, const int SLAB)
+{
+    __local float means[WG * PIECE], squares[WG * PIECE], counts[WG], scratch[WG];
+    const Slab slab = get_slab(S, C, GROUPS, SLAB);
+    const float2 statistics = slab_statistics(x, slab, C, 0, S, means, squares, counts, scratch);
+    slab_apply(x, slab, C, 0, S, statistics.x, statistics.y / ((float)S * slab.width), EPSILON, gamma, beta, y, means,
+               squares);
+}
+
+// group_norm_chunk_gpu — the statistics of PIXELS pixels of each group, for group_norm_apply_gpu.
+// statistics [N][GROUPS][chunks][2]: mean, squared differences
+// Letters, memory as of group_norm_gpu
+// Mapping   global (WG * ceil(GROUPS/SLAB), chunks, N), local (WG, 1, 1)
+__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_chunk_gpu(
+    __global const activation_t* restrict x, __global float* restrict statistics, const int S, const int C,
+    const int GROUPS, const int SLAB, const int PIXELS)
+{
+    __local float means[WG * PIECE], squares[WG * PIECE], counts[WG], scratch[WG];
+    const Slab slab = get_slab(S, C, GROUPS, SLAB);
+    const int chunk = (int)get_group_id(1);
+    const float2 result = slab_statistics(x, slab, C, chunk * PIXELS, min((chunk + 1) * PIXELS, S), means, squares,
+                                          counts, scratch);
+    if (slab.own < slab.groups && slab.member == 0)
+        ((__global float2*)
+             statistics)[(get_group_id(2) * GROUPS + slab.group + slab.own) * get_num_groups(1) + chunk] = result;
+}
+
+// group_norm_apply_gpu — adds up the chunks' statistics, each work-group for itself, and normalises PIXELS pixels.
+// Mapping   as of group_norm_chunk_gpu
+// Memory    local: 3 * WG floats
+__kernel __attribute__((reqd_work_group_size(WG, 1, 1))) void group_norm_apply_gpu(
+    GROUP_NORM_ARGUMENTS, const int SLAB, __global const float* restrict statistics, const int PIXELS)
+{
+    __local float means[WG], scales[WG], scratch[WG];
+    const Slab slab = get_slab(S, C, GROUPS, SLAB);
+    const int chunk = (int)get_group_id(1), chunks = (int)get_num_groups(1);
+    __global const float2* parts =
+        (__global const float2*)statistics + (get_group_id(2) * GROUPS + slab.group + slab.own) * chunks;
+    const int entries = slab.own < slab.groups ? chunks : 0;
+    float total = 0.0f;
+    for (int i = slab.member; i < entries; i += slab.team) total += parts[i].x * min(PIXELS, S - i * PIXELS);
+    const float mean = team_sum(total, slab.team, scratch) / S;
+    total = 0.0f;
+    for (int i = slab.member; i < entries; i += slab.team) {
+        const float d = parts[i].x - mean;
+        total += fma((float)min(PIXELS, S - i * PIXELS) * slab.width * d, d, parts[i].y);
+    }
+    const float variance = team_sum(total, slab.team, scratch) / ((float)S * slab.width);
+    slab_apply(x, slab, C, chunk * PIXELS, min((chunk + 1) * PIXELS, S), mean, variance, EPSILON, gamma, beta, y, means,
+               scales);
 }
 
 // layer_norm_gpu — a team of TEAM work-items a row.

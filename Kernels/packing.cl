@@ -50,7 +50,7 @@ __kernel void pack_weights(__global const uchar* restrict source, __global weigh
     // Channels before `first` belong to a tensor that was packed earlier.
     if (o < 0) return;
     for (int tap = 0; tap < TAPS; tap++) {
-        const int isInside = o < limit && (!BLOCKED || c < C);
+        const int isInside = (!BLOCKED || c < C) && o < limit;
         const float value = isInside ? load_source(source, ((size_t)o * C + c) * TAPS + tap, TYPE) : 0.0f;
         const int depth = BLOCKED ? (C + 31) / 32 * 32 : C;
         const int at = BLOCKED  ? c / 32 * 1024 + blocked_index(lane, c % 32, geglu)

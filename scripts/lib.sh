@@ -8,6 +8,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # runtime is linked in, so that the binary runs on machines without a toolchain.
 release_flags=(-c release --product diffused --static-swift-stdlib)
 
+# Flags of the debug build with the tests. A compiler process a module instead of one a file halves its time; what changes between two
+# runs is less often a file than a module.
+test_flags=(--build-tests -Xswiftc -whole-module-optimization -Xswiftc -num-threads -Xswiftc 2)
+
 # The libraries the package links with, and a device to run on.
 build_packages=(ocl-icd-opencl-dev libclblast-dev libpng-dev libyaml-dev zlib1g-dev pocl-opencl-icd)
 

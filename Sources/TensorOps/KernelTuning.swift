@@ -31,25 +31,32 @@ public struct MatrixTile: Sendable, Hashable {
     public let rows: Int
     /// TILE_N: output channels.
     public let columns: Int
-    /// WARP_M: pixels of one of the four warps.
+    /// WARP_M: pixels of one of its warps.
     public let warpRows: Int
     /// WARP_N: its output channels.
     public let warpColumns: Int
+    /// Work-groups that the registers of a compute unit hold at once.
+    let residents: Int
     /// Work-groups that each sum a part of the steps; their sums are added by a second kernel.
     public var splits = 1
 
     /// The tiles there are.
     public static let all = [
-        MatrixTile(rows: 128, columns: 128, warpRows: 64, warpColumns: 64),
-        MatrixTile(rows: 128, columns: 64, warpRows: 64, warpColumns: 32),
-        MatrixTile(rows: 64, columns: 64, warpRows: 32, warpColumns: 32),
+        MatrixTile(rows: 128, columns: 128, warpRows: 64, warpColumns: 64, residents: 2),
+        MatrixTile(rows: 128, columns: 64, warpRows: 64, warpColumns: 32, residents: 2),
+        MatrixTile(rows: 64, columns: 64, warpRows: 32, warpColumns: 32, residents: 4),
+        // Divides the UNet's channels, multiples of 320, and fills more of a compute unit alone.
+        MatrixTile(rows: 128, columns: 160, warpRows: 64, warpColumns: 32, residents: 1),
     ]
+
+    /// Warps of a work-group.
+    public var warps: Int { rows / warpRows * (columns / warpColumns) }
 
     /// Bytes that a compute unit's cache and local memory, which are one, move for one mma.sync: the tiles in and out, and what the warps read of
     /// them, over the number of instructions.
     var localBytesPerProduct: Double {
         let brought = (rows + columns) * 64
-        let read = 4 * (warpRows + warpColumns) * 64
+        let read = warps * (warpRows + warpColumns) * 64
         return Double(2 * brought + read) / Double(rows * columns / 64)
     }
 }
@@ -90,6 +97,8 @@ public struct KernelTuning: Sendable, Equatable {
     public var computeUnits: Int
     /// How products are computed (NVIDIA family).
     public var tensorCores: TensorCores
+    /// Rows of a linear layer up to which reading its weights is all that counts (NVIDIA family).
+    public var fewRows: Int
     /// The tile of all convolutions; nil chooses by shape (NVIDIA family).
     public var matrixTile: MatrixTile?
     /// Output tiles of 4 x 4 pixels from which on 3x3 convolutions take Winograd's way; nil for never (CPU family).
@@ -142,6 +151,7 @@ public struct KernelTuning: Sendable, Equatable {
             localMemoryBytes: device.localMemoryBytes,
             computeUnits: max(device.computeUnits, 1),
             tensorCores: hasTensorCores ? .instructions : .emulated,
+            fewRows: 16,
             matrixTile: nil,
             winogradTiles: family == .cpu ? 64 : nil,
             winogradStripBytes: 12 << 20
@@ -173,7 +183,7 @@ public struct KernelTuning: Sendable, Equatable {
     ///
     /// So many work-groups that all compute units are busy, but each with pixels enough to be worth its start.
     public func normChunkPixels(pixels: Int, slabs: Int, rows: Int) -> Int {
-        let wanted = (max(4 * computeUnits, 64) + slabs - 1) / slabs
+        let wanted = (max(8 * computeUnits, 64) + slabs - 1) / slabs
         let chunks = min(wanted, max(pixels / (8 * rows), 1))
         return (pixels + chunks - 1) / chunks
     }
@@ -184,9 +194,10 @@ public struct KernelTuning: Sendable, Equatable {
     /// The tile of `convolution_mma` for `rows` pixels, `columns` packed output channels and sums of `steps` steps: the one whose estimated
     /// time is least.
     ///
-    /// A compute unit moves 128 bytes of local memory a clock, which bounds the products of a tile (`doc/kernels.md`, Tensor cores). What
-    /// decides is mostly how evenly the tiles fill the compute units: small pictures take smaller tiles, or several work-groups for the sums
-    /// of one, whose cost is a second kernel and its traffic, about 16 bytes a clock and compute unit.
+    /// A compute unit moves 128 bytes of local memory a clock, which bounds the products of a tile (`doc/kernels.md`, Tensor cores); an H100
+    /// takes about 1.45 times as long for all of them. What decides is mostly how evenly the tiles fill the compute units: small pictures
+    /// take smaller tiles, or several work-groups for the sums of one, whose cost is a second kernel and its traffic, about 12 bytes a clock
+    /// and compute unit.
     public func matrixTile(rows: Int, columns: Int, steps: Int) -> MatrixTile {
         if let matrixTile { return matrixTile }
         var best: (tile: MatrixTile, clocks: Double)?
@@ -195,10 +206,11 @@ public struct KernelTuning: Sendable, Equatable {
             for splits in 1...8 where splits == 1 || steps / splits >= 8 {
                 let perUnit = (groups * splits + computeUnits - 1) / computeUnits
                 let products = (steps + splits - 1) / splits * shape.rows * shape.columns / 64
-                var clocks = Double(perUnit * products) * shape.localBytesPerProduct / 128
-                // One work-group of four warps alone does not hide the latency of its loads.
-                if perUnit == 1 { clocks *= 1.6 }
-                if splits > 1 { clocks += Double(rows * columns * splits * 8 / (16 * computeUnits)) + 4500 }
+                // Where fewer than eight warps are together, they do not hide the latency of their loads.
+                let time = { (together: Int) in Double(together) * (together * shape.warps < 8 ? 1.6 : 1) }
+                let turns = Double(perUnit / shape.residents) * time(shape.residents) + time(perUnit % shape.residents)
+                var clocks = turns * Double(products) * shape.localBytesPerProduct / 128
+                if splits > 1 { clocks += Double(rows * columns * splits * 8 / (12 * computeUnits)) + 4500 }
                 if best.map({ clocks < $0.clocks }) ?? true {
                     var tile = shape
                     tile.splits = splits

@@ -36,10 +36,16 @@ extension Tensor {
             let slabs = (groups + slab.groups - 1) / slab.groups
             let chunkPixels = tuning.normChunkPixels(pixels: pixels, slabs: slabs * batch, rows: slab.rows)
             let chunks = (pixels + chunkPixels - 1) / chunkPixels
-            let macros = normMacros(piece: slab.piece)
-            let statistics = try Tensor([batch, groups, chunks, 2], .float32, on: device)
+            let macros = normMacros(piece: slab.piece).merging(["FUNCTION": function.rawValue]) { $1 }
+            let arguments =
+                [.buffer(buffer), gamma, beta, .buffer(y.buffer)] + sizes + [KernelArgument.int(slab.groups)]
             let global = [tuning.normWorkGroup * slabs, chunks, batch]
             let local = [tuning.normWorkGroup, 1, 1]
+            guard chunks > 1 else {
+                try kernel("group_norm_gpu", macros, arguments: 9).enqueue(arguments, global: global, local: local)
+                break
+            }
+            let statistics = try Tensor([batch, groups, chunks, 2], .float32, on: device)
             try kernel("group_norm_chunk_gpu", macros, arguments: 7).enqueue(
                 [
                     .buffer(buffer), .buffer(statistics.buffer), .int(pixels), .int(channels), .int(groups),
@@ -48,13 +54,11 @@ extension Tensor {
                 global: global,
                 local: local
             )
-            try kernel("group_norm_apply_gpu", macros.merging(["FUNCTION": function.rawValue]) { $1 }, arguments: 11)
-                .enqueue(
-                    [.buffer(buffer), .buffer(statistics.buffer), gamma, beta, .buffer(y.buffer)] + sizes
-                        + [.int(slab.groups), .int(chunkPixels)],
-                    global: global,
-                    local: local
-                )
+            try kernel("group_norm_apply_gpu", macros, arguments: 11).enqueue(
+                arguments + [.buffer(statistics.buffer), .int(chunkPixels)],
+                global: global,
+                local: local
+            )
         case .cpu:
             let macros = ["CHUNK": tuning.normChunk, "FUNCTION": function.rawValue]
             let chunks = (pixels + tuning.normChunk - 1) / tuning.normChunk

@@ -27,16 +27,41 @@ extension Tensor {
         let blockWidth = ConvolutionWeights.blockWidth
         let panels = ((weights.isGEGLU ? 2 : 1) * outChannels + blockWidth - 1) / blockWidth
         let steps = weights.kernelSize * weights.kernelSize * ((channels + 31) / 32)
-        let tile = device.tuning.matrixTile(rows: y.rows, columns: panels * blockWidth, steps: steps)
-        let stepsPerSplit = (steps + tile.splits - 1) / tile.splits
-        // Rounding up may leave the last one nothing to do.
-        let splits = (steps + stepsPerSplit - 1) / stepsPerSplit
 
         // What is fused is the business of whichever kernel finishes.
         let fused = [
             "FUNCTION": function.rawValue, "HAS_CHANNEL_BIAS": channelBias == nil ? 0 : 1,
             "HAS_RESIDUAL": residual == nil ? 0 : 1, "WHOLE": outChannels % 4 == 0 ? 1 : 0,
         ]
+        let bias = KernelArgument.buffer(weights.bias)
+        // Arguments that a variant does not read are any buffer.
+        let added: [KernelArgument] = [
+            .buffer(channelBias?.buffer ?? weights.bias), .buffer(residual?.buffer ?? weights.bias), .buffer(y.buffer),
+        ]
+
+        if weights.kernelSize == 1, !weights.isGEGLU, y.rows == rows, rows <= device.tuning.fewRows {
+            let rowsOfGroup = 4
+            let few = try device.kernelOnTensorCores(
+                "linear_few_mma",
+                file: "convolution_mma.cl",
+                fused.merging(["KERNEL": 1, "FEW": rowsOfGroup]) { $1 },
+                arguments: 10
+            )
+            try few.enqueue(
+                [.buffer(buffer), .buffer(weights.weights), bias] + added + [
+                    .int(rows), .int(rows / shape[0]), .int(channels), .int(outChannels),
+                ],
+                global: [128 * panels, (rows + rowsOfGroup - 1) / rowsOfGroup],
+                local: [128, 1]
+            )
+            return
+        }
+        let tile = device.tuning.matrixTile(rows: y.rows, columns: panels * blockWidth, steps: steps)
+        let stepsPerSplit = (steps + tile.splits - 1) / tile.splits
+        // Rounding up may leave the last one nothing to do.
+        let splits = (steps + stepsPerSplit - 1) / stepsPerSplit
+
+        let items = 32 * tile.warps
         let isGEGLU = weights.isGEGLU ? 1 : 0
         var macros = splits == 1 ? fused : ["WHOLE": 1, "SPLIT": 1]
         macros["KERNEL"] = weights.kernelSize
@@ -48,11 +73,6 @@ extension Tensor {
         macros["WARP_N"] = tile.warpColumns
         let partial = splits == 1 ? nil : try Tensor([splits, y.rows, panels * blockWidth], .float32, on: device)
 
-        let bias = KernelArgument.buffer(weights.bias)
-        // Arguments that a variant does not read are any buffer.
-        let added: [KernelArgument] = [
-            .buffer(channelBias?.buffer ?? weights.bias), .buffer(residual?.buffer ?? weights.bias), .buffer(y.buffer),
-        ]
         let kernel = try device.kernelOnTensorCores(
             "convolution_mma",
             file: "convolution_mma.cl",
@@ -67,10 +87,10 @@ extension Tensor {
                 .int(panels), .int(stepsPerSplit),
             ],
             global: [
-                128 * ((panels * blockWidth + tile.columns - 1) / tile.columns), (y.rows + tile.rows - 1) / tile.rows,
+                items * ((panels * blockWidth + tile.columns - 1) / tile.columns), (y.rows + tile.rows - 1) / tile.rows,
                 splits,
             ],
-            local: [128, 1, 1]
+            local: [items, 1, 1]
         )
         guard let partial else { return }
         let finish = try device.kernelOnTensorCores(
@@ -165,6 +185,9 @@ struct TensorCoreTest {
         if let wrong = try disagreement({ try linear(on: $0) }, device(fixed(MatrixTile.all[2])), plain) {
             return "linear layer: \(wrong)"
         }
+        if let wrong = try disagreement({ try fewRows(on: $0) }, device(tuning), plain) {
+            return "linear layer of few rows: \(wrong)"
+        }
         if let wrong = try disagreement({ try convolution(on: $0) }, device(fixed(MatrixTile.all[2], splits: 2)), plain)
         {
             return "convolution in parts: \(wrong)"
@@ -215,6 +238,11 @@ struct TensorCoreTest {
         let weights = try weights(outChannels: 72, channels: 64, kernelSize: 1, on: device)
         let residual = try device.tensor(numbers(131 * 72, 10), shape: [131, 72])
         return try device.tensor(numbers(131 * 64, 11), shape: [131, 64]).linear(weights, residual: residual)
+    }
+
+    private func fewRows(on device: TensorDevice) throws -> Tensor {
+        let weights = try weights(outChannels: 72, channels: 168, kernelSize: 1, on: device)
+        return try device.tensor(numbers(5 * 168, 12), shape: [5, 168]).linear(weights, function: .silu)
     }
 
     private func geglu(on device: TensorDevice) throws -> Tensor {

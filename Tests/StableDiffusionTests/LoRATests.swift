@@ -95,7 +95,7 @@ struct LoRAPictureTests {
             let actual = try generation.latents.floats()
             let sampled = Swift.stride(from: 0, to: actual.count, by: stride).map { actual[$0] }
             let comparison = compare(sampled, floats[start..<(start + count)].map(Double.init))
-            let bound = ParityBound(precision).latents
+            let bound = ParityBound(precision, activations: pipeline.device.activationType).latents
             #expect(comparison.nmse <= bound, "\(entry["name"]?.stringValue ?? ""): \(comparison)")
         }
     }

@@ -27,7 +27,8 @@ struct ParityCase: CustomTestStringConvertible, Sendable {
 
 /// How far results may be from the reference, by storage type.
 ///
-/// Each is at least twice the largest seen on PoCL.
+/// Where activations are stored in float, as processors do, each is at least twice the largest seen on PoCL. Where they are stored in 16 bits,
+/// as GPUs do, each is what diffusers' own float16 and bfloat16 differ from its float32 in the worst case, sd2 0.
 struct ParityBound {
     /// Normalised mean squared error of one layer's output.
     let layer: Double
@@ -35,16 +36,22 @@ struct ParityBound {
     let latents: Double
     /// Mean difference of the picture's 8-bit values; nil for what diffusers' own differs.
     let picture: Double?
+    /// What the difference of diffusers' own picture is multiplied by.
+    let pictureMargin: Double
 
-    init(_ precision: Precision) {
-        switch precision {
+    init(_ precision: Precision, activations: ElementType) {
+        switch (precision, activations) {
         // Sums in another order: some units of the last of 24 bits. 8e-12 seen, 1.2e-10, 0.0007.
-        case .float32: (layer, latents, picture) = (1e-10, 1e-9, 0.01)
-        // 11 bits in every weight and activation. 7e-6 seen, 1.4e-4, 0.49.
-        case .float16: (layer, latents, picture) = (2e-5, 5e-4, 1)
+        case (.float32, _): (layer, latents, picture, pictureMargin) = (1e-10, 1e-9, 0.01, 1)
+        // 11 bits in every weight. 7e-6 seen, 1.4e-4, 0.49.
+        case (.float16, .float32): (layer, latents, picture, pictureMargin) = (2e-5, 5e-4, 1, 1)
+        // And in every activation. 2.6e-5 seen on an H100.
+        case (.float16, _): (layer, latents, picture, pictureMargin) = (3.4e-5, 1.2e-3, 1, 1)
         // 8 bits, also in the operands where the processor multiplies pairs of them. 1.2e-3 seen, 7e-3. The layers' bound is what
         // diffusers' own bfloat16 differs in the worst of them (1.9e-3, the UNet's output of sd2 0).
-        case .bfloat16: (layer, latents, picture) = (2e-3, 2e-2, nil)
+        case (.bfloat16, .float32): (layer, latents, picture, pictureMargin) = (2e-3, 2e-2, nil, 1)
+        // 0.028 seen on an H100 for the latents. diffusers' own picture differs by 2.76 on one processor and 2.97 on another (xl 0).
+        case (.bfloat16, _): (layer, latents, picture, pictureMargin) = (2e-3, 2.96e-2, nil, 1.08)
         }
     }
 }
@@ -127,7 +134,7 @@ struct PipelineParityTests {
         let pipeline = try load(item, checkpoint)
         let recording = try Recording(checkpoint.fixture, model: item.model, run: item.run)
         let request = recording.request
-        let bound = ParityBound(item.precision)
+        let bound = ParityBound(item.precision, activations: pipeline.device.activationType)
 
         let prompts = try #require(pipeline.encode(request).batches.first)
         try recording.expect("text_encoder.output", prompts.hiddenStates.floats(), nmse: bound.layer)
@@ -194,7 +201,7 @@ struct PipelineParityTests {
 
     private func expectPicture(of recording: Recording, _ item: ParityCase, _ checkpoint: RandomCheckpoint) throws {
         let pipeline = try load(item, checkpoint)
-        let bound = ParityBound(item.precision)
+        let bound = ParityBound(item.precision, activations: pipeline.device.activationType)
 
         let generation = try #require(try pipeline.prepare(recording.request) as? PictureGeneration)
         for step in 0..<generation.totalSteps {
@@ -206,18 +213,19 @@ struct PipelineParityTests {
         try #require(image.pixels.count == recording.picture.count)
         let difference = zip(image.pixels, recording.picture).reduce(0) { $0 + abs(Int($1.0) - Int($1.1)) }
         let mean = Double(difference) / Double(image.pixels.count)
-        #expect(mean <= bound.picture ?? recording.bfloat16Difference)
+        #expect(mean <= bound.picture ?? recording.bfloat16Difference * bound.pictureMargin)
     }
 
     @Test func halfPrecisionFilesLoadAsWell() throws {
         let item = ParityCase(model: "sd1", run: 0, precision: .float16)
         let checkpoint = try RandomCheckpoint(item.model, storage: .float16)
         let recording = try Recording(checkpoint.fixture, model: item.model, run: item.run)
-        let prompts = try #require(load(item, checkpoint).encode(recording.request).batches.first)
+        let pipeline = try load(item, checkpoint)
+        let prompts = try #require(pipeline.encode(recording.request).batches.first)
         try recording.expect(
             "text_encoder.output",
             prompts.hiddenStates.floats(),
-            nmse: ParityBound(.float16).layer
+            nmse: ParityBound(.float16, activations: pipeline.device.activationType).layer
         )
     }
 }
