@@ -230,7 +230,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void convolution_cpu(ARG
 
 // convolution_gpu — a work-group of 16 x 16 work-items computes 64 pixels x 64 channels from tiles in local memory, 4 x 4 a work-item.
 // Channels of a work-item are 16 apart, so that neighbours store neighbouring channels and a GEGLU value meets its gate.
-// Mapping   global (16 * ceil(packed O/64), 16 * ceil(M/64)), local (16, 16)
+// Mapping   global (16 * ceil(packed O/64) * ceil(M/64), 16), local (16, 16)
 // Memory    local: 2 * 16 * 65 floats
 // Variants  -DKERNEL=3 -DPANEL=64 -DUPSAMPLE=1 -DHAS_RESIDUAL=1 -DACTIVATION=1 -DWEIGHT=1 | -DKERNEL=1 -DPANEL=64 -DGEGLU=1 | -DKERNEL=1 -DPANEL=64 -DFUNCTION=1 -DHAS_CHANNEL_BIAS=1 -DACTIVATION=2 -DWEIGHT=2
 #define DEPTH 16
@@ -240,8 +240,9 @@ __kernel __attribute__((reqd_work_group_size(16, 16, 1))) void convolution_gpu(A
     __local float pixels[DEPTH][65];
     __local float weights[DEPTH][65];
     const int lx = (int)get_local_id(0), ly = (int)get_local_id(1), item = ly * 16 + lx;
-    const int panel = (int)get_group_id(0);
-    const size_t M = (size_t)N * OH * OW, firstRow = get_group_id(1) * 64;
+    const int panels = (O + PANEL / (GEGLU ? 2 : 1) - 1) / (PANEL / (GEGLU ? 2 : 1));
+    const int panel = (int)(get_group_id(0) % panels);
+    const size_t M = (size_t)N * OH * OW, firstRow = get_group_id(0) / panels * 64;
     __global const weight_t* panelWeights = w + (size_t)panel * KERNEL * KERNEL * C * PANEL;
 
     // For the loads: this work-item brings 4 neighbouring channels of one pixel, and 4 neighbouring weights of one channel.

@@ -120,7 +120,8 @@ inline void finish(const float* sums, const float* gates, size_t m, int n, int o
 
 // convolution_mma — a work-group of ITEMS/32 warps computes TILE_M pixels x TILE_N channels. While a step is multiplied out of one half of the
 // local memory, the next is on its way to registers, and goes into the other half afterwards: one barrier a step.
-// Mapping   global (ITEMS * ceil(packed O/TILE_N), ceil(M/TILE_M), splits), local (ITEMS, 1, 1)
+// Mapping   global (ITEMS * ceil(packed O/TILE_N) * ceil(M/TILE_M), splits), local (ITEMS, 1): in one dimension, as the others of NVIDIA's
+//           GPUs end at 65535 work-groups
 // Memory    local: 128 * (TILE_M + TILE_N) bytes; without bank conflicts, as rows of 64 bytes are written and read by 4 neighbours each
 // Variants  -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=64 -DWARP_M=64 -DWARP_N=32 -DHAS_CHANNEL_BIAS=1 -DHAS_RESIDUAL=1 -DFUNCTION=1 -DUPSAMPLE=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 -DHAS_RESIDUAL=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=160 -DWARP_M=64 -DWARP_N=32 -DHAS_RESIDUAL=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=160 -DWARP_M=64 -DWARP_N=32 -DSPLIT=1 | -DKERNEL=1 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 -DGEGLU=1 | -DKERNEL=3 -DWHOLE=0 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=128 -DWARP_M=64 -DWARP_N=64 -DSPLIT=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=128 -DTILE_N=64 -DWARP_M=64 -DWARP_N=32 -DSPLIT=1 | -DKERNEL=3 -DWHOLE=1 -DTILE_M=64 -DTILE_N=64 -DWARP_M=32 -DWARP_N=32 -DSPLIT=1
 __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void convolution_mma(
@@ -133,10 +134,11 @@ __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void con
     __local uint4 weights[2][TILE_N * 4];
     const int item = (int)get_local_id(0), lane = item & 31, warp = item >> 5, quad = lane & 3, group = lane >> 2;
     const int warpRow = warp / WARPS_N * WARP_M, warpColumn = warp % WARPS_N * WARP_N;
-    const int M = N * OH * OW, firstRow = (int)get_group_id(1) * TILE_M;
-    const int firstPanel = (int)get_group_id(0) * (TILE_N / PANEL);
+    const int columns = (PANELS * PANEL + TILE_N - 1) / TILE_N;
+    const int M = N * OH * OW, firstRow = (int)get_group_id(0) / columns * TILE_M;
+    const int firstPanel = (int)get_group_id(0) % columns * (TILE_N / PANEL);
     const int pieces = C / 8, stepsPerTap = (C + 31) / 32, STEPS = KERNEL * KERNEL * stepsPerTap;
-    const int firstStep = SPLIT ? (int)get_group_id(2) * STEPS_PER_SPLIT : 0;
+    const int firstStep = SPLIT ? (int)get_group_id(1) * STEPS_PER_SPLIT : 0;
     const int endStep = SPLIT ? min(firstStep + STEPS_PER_SPLIT, STEPS) : STEPS;
 
     // What this work-item brings. Pixels beyond the last repeat it and are not stored, nor are panels beyond the last.
@@ -227,7 +229,7 @@ __kernel WARP_KERNEL __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void con
                 if (m < M && at32 < PANELS) {
 #if SPLIT
                     __global float* sums =
-                        partial + ((size_t)get_group_id(2) * M + m) * PANELS * PANEL + at32 * PANEL + OWNED * group;
+                        partial + ((size_t)get_group_id(1) * M + m) * PANELS * PANEL + at32 * PANEL + OWNED * group;
                     ((__global float2*)sums)[0] = first;
                     ((__global float2*)sums)[GEGLU ? 8 : 1] = other;
 #else

@@ -172,7 +172,7 @@ extension Tensor {
             local = [1, 1]
             ownArguments = [.int(block)]
         case .gpu, .nvidia:
-            global = [16 * panels, 16 * ((outputRows + 63) / 64)]
+            global = [16 * panels * ((outputRows + 63) / 64), 16]
             local = [16, 16]
         }
         let kernel = try device.kernel(

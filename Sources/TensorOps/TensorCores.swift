@@ -87,10 +87,11 @@ extension Tensor {
                 .int(panels), .int(stepsPerSplit),
             ],
             global: [
-                items * ((panels * blockWidth + tile.columns - 1) / tile.columns), (y.rows + tile.rows - 1) / tile.rows,
+                items * ((panels * blockWidth + tile.columns - 1) / tile.columns)
+                    * ((y.rows + tile.rows - 1) / tile.rows),
                 splits,
             ],
-            local: [items, 1, 1]
+            local: [items, 1]
         )
         guard let partial else { return }
         let finish = try device.kernelOnTensorCores(
