@@ -36,7 +36,7 @@ let package = Package(
         .target(
             name: "Serving",
             dependencies: [
-                "JSON", "StableDiffusion", "CPNG", "CYAML",
+                "JSON", "StableDiffusion", "CPNG", "CTurboJPEG", "CYAML",
                 .product(name: "HTTPTypes", package: "swift-http-types"),
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "Logging", package: "swift-log"),
@@ -70,6 +70,7 @@ let package = Package(
         .target(name: "CVocabulary"),
         .systemLibrary(name: "COpenCL", providers: [.apt(["ocl-icd-opencl-dev", "libclblast-dev"])]),
         .systemLibrary(name: "CPNG", providers: [.apt(["libpng-dev"])]),
+        .systemLibrary(name: "CTurboJPEG", providers: [.apt(["libturbojpeg0-dev"])]),
         .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CYAML", providers: [.apt(["libyaml-dev"])]),
         .target(

@@ -13,7 +13,7 @@ release_flags=(-c release --product diffused --static-swift-stdlib)
 test_flags=(--build-tests -Xswiftc -whole-module-optimization -Xswiftc -num-threads -Xswiftc 2)
 
 # The libraries the package links with, and a device to run on.
-build_packages=(ocl-icd-opencl-dev libclblast-dev libpng-dev libyaml-dev zlib1g-dev pocl-opencl-icd)
+build_packages=(ocl-icd-opencl-dev libclblast-dev libpng-dev libturbojpeg0-dev libyaml-dev zlib1g-dev pocl-opencl-icd)
 
 note() { printf '%s\n' "$*" >&2; }
 

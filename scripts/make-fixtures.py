@@ -7,7 +7,7 @@ changes nothing. The versions are part of the reference:
     python3 -m venv .venv
     .venv/bin/pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6 scipy==1.17.1 torchsde==0.2.6 pillow==13.0.0
     .venv/bin/python scripts/make-fixtures.py [schedulers] [samplers] [noise] [seeds] [tokenizer] [models] [sampled] [loras] [prompts] \\
-        [single_files] [torch_files] [pictures] [png_files]
+        [single_files] [torch_files] [pictures] [png_files] [jpeg_files]
 """
 
 import importlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 PARTS = [
     "schedulers", "samplers", "noise", "seeds", "tokenizer", "models", "sampled", "loras", "prompts", "single_files", "torch_files",
-    "pictures", "png_files",
+    "pictures", "png_files", "jpeg_files",
 ]
 VERSIONS = {
     "torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0", "numpy": "2.4.6", "scipy": "1.17.1",

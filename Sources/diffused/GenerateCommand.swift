@@ -50,12 +50,12 @@ struct GenerateCommand: ParsableCommand {
     var eta: Double?
 
     @Option(
-        help: "PNG file that the picture is made from; its size is the default of the picture's.",
+        help: "PNG or JPEG file that the picture is made from; its size is the default of the picture's.",
         completion: .file()
     )
     var image: String?
 
-    @Option(help: "PNG file of the image's size: white is drawn anew, black stays.", completion: .file())
+    @Option(help: "PNG or JPEG file of the image's size: white is drawn anew, black stays.", completion: .file())
     var mask: String?
 
     @Option(parsing: .unconditional, help: "How far from the image the drawing begins, above 0 to 1, which is noise.")

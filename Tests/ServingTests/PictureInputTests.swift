@@ -65,8 +65,8 @@ import Testing
             }
         }
         for (bytes, words) in [
-            ([], "no PNG"), ([0xFF, 0xD8, 0xFF, 0xE0], "JPEG"), (Array("RIFF....WEBP".utf8), "WebP"),
-            (Array("GIF89a".utf8), "no PNG"),
+            ([], "neither a PNG"), ([0xFF, 0xD8, 0xFF, 0xE0], "the JPEG file"), (Array("RIFF....WEBP".utf8), "WebP"),
+            (Array("GIF89a".utf8), "neither a PNG"),
         ] as [([UInt8], String)] {
             let error = #expect(throws: PictureError.self) { try DecodedPicture.rgb(bytes) }
             #expect(error?.description.contains(words) ?? false)
@@ -109,10 +109,13 @@ import Testing
     @Test(arguments: [
         ("\"image\": 1", "image", "string"), ("\"image\": \"%\"", "image", "base64"),
         ("\"image\": \"\"", "image", "base64"),
-        ("\"image\": \"AAAA\"", "image", "no PNG"), ("\"image\": \"IMAGE\", \"strength\": 0", "strength", "greater"),
+        ("\"image\": \"AAAA\"", "image", "neither a PNG"),
+        ("\"image\": \"IMAGE\", \"strength\": 0", "strength", "greater"),
         ("\"image\": \"IMAGE\", \"strength\": 1.5", "strength", "less"), ("\"mask\": \"IMAGE\"", "mask", "without"),
+        ("\"image\": \"/9j/4AAQ\"", "image", "the JPEG file cannot be read"),
+        ("\"image\": \"IMAGE\", \"mask\": \"/9j/4AAQ\"", "mask", "the JPEG file cannot be read"),
         ("\"strength\": 0.5", "strength", "without"), ("\"image\": \"IMAGE\", \"mask\": \"OTHER\"", "mask", "16x8"),
-        ("\"image\": \"IMAGE\", \"mask\": \"AAAA\"", "mask", "no PNG"),
+        ("\"image\": \"IMAGE\", \"mask\": \"AAAA\"", "mask", "neither a PNG"),
     ])
     func whatIsWrongWithAPictureIsNamed(fields: String, name: String, words: String) throws {
         let text = fields.replacing("IMAGE", with: try png(16, 16)).replacing("OTHER", with: try png(16, 8))

@@ -566,14 +566,14 @@ struct GenerateSchema: Sendable {
                     "format": "byte",
                     "nullable": true,
                     "description":
-                        "PNG file in base64 that the image is made from; its size is the default of width and height",
+                        "PNG or JPEG file in base64 that the image is made from; its size is the default of width and height",
                 ],
                 "mask": [
                     "title": "Mask",
                     "type": "string",
                     "format": "byte",
                     "nullable": true,
-                    "description": "PNG file in base64, of the image's size: white is drawn anew, black stays",
+                    "description": "PNG or JPEG file in base64, of the image's size: white is drawn anew, black stays",
                 ],
                 "strength": [
                     "title": "Strength",

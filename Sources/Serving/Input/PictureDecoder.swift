@@ -1,4 +1,5 @@
-// Pictures that come in: PNG files of any kind through libpng's simplified interface, which reports errors without longjmp.
+// Pictures that come in: PNG files of any kind through libpng's simplified interface, which reports errors without longjmp, and JPEG files
+// (DecodedPicture+jpeg.swift).
 
 internal import CPNG
 internal import Foundation
@@ -25,56 +26,21 @@ public struct DecodedPicture: Sendable, Equatable {
     /// Likewise of a side.
     static let maximumSide = 1 << 14
 
-    /// Decodes a PNG file as RGB: 16 bits a channel become 8, palettes and grey become colours, and what is transparent shows white.
+    /// Decodes a PNG or JPEG file as RGB: 16 bits a channel become 8, palettes, grey and CMYK become colours, what is transparent shows white,
+    /// and photographs stand as they were seen.
     public static func rgb(_ bytes: [UInt8]) throws(PictureError) -> DecodedPicture {
-        try DecodedPicture(bytes, format: png_uint_32(PNG_FORMAT_FLAG_COLOR), background: 255)
+        try DecodedPicture(bytes, channels: 3)
     }
 
-    /// Decodes a PNG file as brightness, what is transparent as black.
+    /// Decodes a PNG or JPEG file as brightness, what is transparent as black.
     public static func brightness(_ bytes: [UInt8]) throws(PictureError) -> DecodedPicture {
-        try DecodedPicture(bytes, format: 0, background: 0)
+        try DecodedPicture(bytes, channels: 1)
     }
 
-    private init(_ bytes: [UInt8], format: png_uint_32, background: UInt8) throws(PictureError) {
-        guard bytes.starts(with: [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]) else {
-            let kind =
-                if bytes.starts(with: [0xFF, 0xD8, 0xFF]) {
-                    "a JPEG file"
-                } else if bytes.starts(with: Array("RIFF".utf8)) {
-                    "a WebP file"
-                } else {
-                    "no PNG file"
-                }
-            throw PictureError(description: "it is \(kind); PNG is what is read")
-        }
-        channels = format == 0 ? 1 : 3
-        var image = png_image()
-        image.version = png_uint_32(PNG_IMAGE_VERSION)
-        defer { png_image_free(&image) }
-        var failure: String?
-        var (width, height, pixels) = (0, 0, [UInt8]())
-        let channels = channels
-        // The bytes are read during both calls, so these stay inside their lifetime.
-        bytes.withUnsafeBytes { source in
-            guard png_image_begin_read_from_memory(&image, source.baseAddress, source.count) != 0 else {
-                failure = message(of: image)
-                return
-            }
-            (width, height) = (Int(image.width), Int(image.height))
-            guard max(width, height) <= Self.maximumSide, width * height <= Self.maximumPixels else {
-                failure =
-                    "it has \(width)x\(height) pixels; allowed are \(Self.maximumPixels), and sides of \(Self.maximumSide)"
-                return
-            }
-            // Without a chunk that says otherwise, 16-bit files are as bright as 8-bit ones.
-            image.flags |= png_uint_32(PNG_IMAGE_FLAG_16BIT_sRGB)
-            image.format = format
-            var color = png_color(red: background, green: background, blue: background)
-            pixels = [UInt8](repeating: 0, count: width * height * channels)
-            if png_image_finish_read(&image, &color, &pixels, 0, nil) == 0 { failure = message(of: image) }
-        }
-        if let failure { throw PictureError(description: "the PNG file cannot be read: \(failure)") }
-        (self.width, self.height, self.pixels) = (width, height, pixels)
+    /// What is too much about a size, if anything is.
+    static func excess(width: Int, height: Int) -> String? {
+        max(width, height) <= maximumSide && width * height <= maximumPixels
+            ? nil : "it has \(width)x\(height) pixels; allowed are \(maximumPixels), and sides of \(maximumSide)"
     }
 
     /// The picture in another size, by Lanczos' window of three lobes, widened where it shrinks, as Pillow's `LANCZOS` resizes.
@@ -149,6 +115,47 @@ public struct DecodedPicture: Sendable, Equatable {
             }
         }
         return result
+    }
+}
+
+extension DecodedPicture {
+    /// Decodes a file by what it begins with.
+    private init(_ bytes: [UInt8], channels: Int) throws(PictureError) {
+        if bytes.starts(with: [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]) {
+            try self.init(png: bytes, channels: channels)
+        } else if bytes.starts(with: [0xFF, 0xD8, 0xFF]) {
+            try self.init(jpeg: bytes, channels: channels)
+        } else {
+            let kind = bytes.starts(with: Array("RIFF".utf8)) ? "a WebP file" : "neither a PNG nor a JPEG file"
+            throw PictureError(description: "it is \(kind); PNG and JPEG are what is read")
+        }
+    }
+
+    private init(png bytes: [UInt8], channels: Int) throws(PictureError) {
+        var image = png_image()
+        image.version = png_uint_32(PNG_IMAGE_VERSION)
+        defer { png_image_free(&image) }
+        var failure: String?
+        var (width, height, pixels) = (0, 0, [UInt8]())
+        // The bytes are read during both calls, so these stay inside their lifetime.
+        bytes.withUnsafeBytes { source in
+            guard png_image_begin_read_from_memory(&image, source.baseAddress, source.count) != 0 else {
+                failure = message(of: image)
+                return
+            }
+            (width, height) = (Int(image.width), Int(image.height))
+            failure = Self.excess(width: width, height: height)
+            guard failure == nil else { return }
+            // Without a chunk that says otherwise, 16-bit files are as bright as 8-bit ones.
+            image.flags |= png_uint_32(PNG_IMAGE_FLAG_16BIT_sRGB)
+            image.format = channels == 1 ? 0 : png_uint_32(PNG_FORMAT_FLAG_COLOR)
+            let background: UInt8 = channels == 1 ? 0 : 255
+            var color = png_color(red: background, green: background, blue: background)
+            pixels = [UInt8](repeating: 0, count: width * height * channels)
+            if png_image_finish_read(&image, &color, &pixels, 0, nil) == 0 { failure = message(of: image) }
+        }
+        if let failure { throw PictureError(description: "the PNG file cannot be read: \(failure)") }
+        self.init(width: width, height: height, pixels: pixels, channels: channels)
     }
 }
 

@@ -23,7 +23,7 @@ extension SourcePicture {
 
     /// A picture and a mask, resized to the size of the picture to be made.
     ///
-    /// - Parameter mask: PNG file of the picture's size; white is drawn anew.
+    /// - Parameter mask: PNG or JPEG file of the picture's size; white is drawn anew.
     public init(
         _ picture: DecodedPicture,
         mask: [UInt8]?,
