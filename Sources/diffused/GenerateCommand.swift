@@ -61,6 +61,17 @@ struct GenerateCommand: ParsableCommand {
     @Option(parsing: .unconditional, help: "How far from the image the drawing begins, above 0 to 1, which is noise.")
     var strength: Double?
 
+    @Option(
+        help: ArgumentHelp(
+            """
+            Continues the image beyond its sides, as left:64,top:32 says in its pixels; with overlap:16 so much of it is drawn anew \
+            there, so that no seam shows. The strength is then 1 by default.
+            """,
+            valueName: "side:pixels,..."
+        )
+    )
+    var outpaint: OutpaintArgument?
+
     @Option(help: "How the prompts are read; a1111 knows (weights:1.2), [less] and BREAK.")
     var promptSyntax: PromptSyntax?
 
@@ -120,16 +131,19 @@ struct GenerateCommand: ParsableCommand {
             )
         }
 
-        for (option, isGiven) in [("--mask", mask != nil), ("--strength", strength != nil)]
+        for (option, isGiven) in [
+            ("--mask", mask != nil), ("--strength", strength != nil), ("--outpaint", outpaint != nil),
+        ]
         where isGiven && image == nil {
             throw UsageError(description: "\(option): without --image it says nothing")
         }
-        let strength = strength ?? SourcePicture.usualStrength
-        guard strength > 0, strength <= 1 else {
+        if let strength, !(strength > 0 && strength <= 1) {
             throw UsageError(description: "--strength: found \(strength), allowed is above 0 to 1")
         }
         let picture = try image.map { try Self.decoded($0, option: "--image") }
-        let own = picture.map { SourcePicture.size(of: $0, multiple: 8, limits: (limits.width, limits.height)) }
+        let own = picture.map {
+            SourcePicture.size(of: $0, outpaint?.outpainting, multiple: 8, limits: (limits.width, limits.height))
+        }
 
         let logger = makeLogger(configuration)
         let generator = try StableDiffusionPipeline(configuration.pipelineOptions, logger: logger)
@@ -156,6 +170,7 @@ struct GenerateCommand: ParsableCommand {
                 request.source = try SourcePicture(
                     picture,
                     mask: mask.map { try Self.contents($0, option: "--mask") },
+                    outpainting: outpaint?.outpainting,
                     strength: strength,
                     width: request.width,
                     height: request.height

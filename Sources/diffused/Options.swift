@@ -66,6 +66,26 @@ struct LoRAArgument: ExpressibleByArgument {
     }
 }
 
+/// How far an image is continued, as `SIDE:PIXELS` with commas in between.
+struct OutpaintArgument: ExpressibleByArgument {
+    let outpainting: Outpainting
+
+    init?(argument: String) {
+        let members: [Substring: WritableKeyPath<Outpainting, Int>] = [
+            "left": \.left, "right": \.right, "top": \.top, "bottom": \.bottom, "overlap": \.overlap,
+        ]
+        var result = Outpainting()
+        for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
+            let words = part.split(separator: ":", omittingEmptySubsequences: false)
+            guard words.count == 2, let member = members[words[0]], let pixels = Int(words[1]),
+                0...Outpainting.maximumMargin ~= pixels
+            else { return nil }
+            result[keyPath: member] = pixels
+        }
+        outpainting = result
+    }
+}
+
 /// `--config`.
 struct ConfigurationOptions: ParsableArguments {
     @Option(

@@ -9,7 +9,7 @@ internal import StableDiffusion
 /// The request body of `POST /generate`.
 struct GenerateSchema: Sendable {
     /// A whole-number field.
-    private struct IntegerField {
+    struct IntegerField {
         let name: String
         let title: String
         let description: String
@@ -141,7 +141,8 @@ struct GenerateSchema: Sendable {
 
     /// Adds the picture that a picture is to be made from, if there is one.
     private func addSource(to request: inout GenerationRequest, of body: JSONValue, _ fields: inout FieldReader) {
-        let strength = fields.read("strength", default: SourcePicture.usualStrength, strength)
+        let strength = fields.read("strength", default: nil, strength)
+        let outpainting = fields.read("outpaint", default: nil, outpaint)
         let image = fields.read("image", default: nil) { name, value throws(RequestProblem) -> DecodedPicture? in
             let bytes = try file(name, value)
             do {
@@ -155,7 +156,7 @@ struct GenerateSchema: Sendable {
         }
         guard fields.problems.isEmpty else { return }
         guard let image else {
-            for name in ["mask", "strength"] {
+            for name in ["mask", "strength", "outpaint"] {
                 guard let value = body[name], value != .null else { continue }
                 fields.problems.append(
                     RequestProblem(type: "value_error", field: name, "Value error, without an image it says nothing")
@@ -166,6 +167,7 @@ struct GenerateSchema: Sendable {
         // What the request leaves open is the picture's own size.
         let own = SourcePicture.size(
             of: image,
+            outpainting,
             multiple: 8,
             limits: (configuration.limits.width, configuration.limits.height)
         )
@@ -175,6 +177,7 @@ struct GenerateSchema: Sendable {
             request.source = try SourcePicture(
                 image,
                 mask: mask,
+                outpainting: outpainting,
                 strength: strength,
                 width: request.width,
                 height: request.height
@@ -202,7 +205,7 @@ struct GenerateSchema: Sendable {
         return Array(data)
     }
 
-    private func strength(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double {
+    private func strength(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double? {
         let number = try number(name, value, atMost: 1)
         guard number > 0 else {
             throw RequestProblem(
@@ -217,7 +220,7 @@ struct GenerateSchema: Sendable {
     }
 
     /// Reads the fields of a body and keeps what is wrong with them, so that a client hears of everything at once.
-    private struct FieldReader {
+    struct FieldReader {
         let body: JSONValue
         var problems: [RequestProblem] = []
 
@@ -390,7 +393,7 @@ struct GenerateSchema: Sendable {
         }
     }
 
-    private func integer(_ field: IntegerField, _ value: JSONValue) throws(RequestProblem) -> Int {
+    func integer(_ field: IntegerField, _ value: JSONValue) throws(RequestProblem) -> Int {
         // The ranges of these fields are ranges of Int.
         try wholeNumber(field, value).int ?? 0
     }
@@ -579,12 +582,14 @@ struct GenerateSchema: Sendable {
                     "title": "Strength",
                     "type": "number",
                     "nullable": true,
-                    "description": "How far from the image the drawing begins; 1 is noise",
+                    "description":
+                        "How far from the image the drawing begins; 1 is noise, and the default with outpaint",
                     "exclusiveMinimum": true,
                     "minimum": 0,
                     "maximum": 1,
                     "default": JSONValue(SourcePicture.usualStrength),
                 ],
+                "outpaint": outpaintDescription,
                 "clip_skip": describe(clipSkipField, default: JSONValue(configuration.sampling.clipSkip)),
                 "rng": describe(
                     "Random numbers",
@@ -614,7 +619,7 @@ struct GenerateSchema: Sendable {
         return .object(members)
     }
 
-    private func describe(_ field: IntegerField, default value: JSONValue?) -> JSONValue {
+    func describe(_ field: IntegerField, default value: JSONValue?) -> JSONValue {
         var members: JSONObject = [
             "title": .string(field.title),
             "type": "integer",

@@ -41,6 +41,17 @@ struct RequestProblem: Error, Equatable {
         )
     }
 
+    /// The same about a field of an object that is itself the field `name` of the body.
+    func within(_ name: String) -> RequestProblem {
+        RequestProblem(
+            type: type,
+            at: [.name("body"), .name(name)] + location.dropFirst(),
+            message,
+            input: input,
+            context: context
+        )
+    }
+
     /// Longest input, in characters of JSON, that is sent back.
     private static let longestEcho = 1000
 

@@ -5,33 +5,49 @@ public import StableDiffusion
 extension SourcePicture {
     /// What is wrong with one of the files.
     public struct DecodingError: Error, Equatable {
-        /// `image` or `mask`.
+        /// `image`, `mask` or `outpaint`.
         public let field: String
         /// The end of a sentence about it.
         public let reason: String
     }
 
     /// The strength where none is given: AUTOMATIC1111's.
+    ///
+    /// Where there is nothing yet to keep, as beyond the sides of a picture, it is 1.
     public static let usualStrength = 0.75
 
     /// The size of a picture made from a picture when the request names none: its own, cut to a multiple, within limits.
-    public static func size(of picture: DecodedPicture, multiple: Int, limits: (width: Int, height: Int)) -> (Int, Int)
-    {
+    ///
+    /// - Parameter outpainting: How far it is continued; nil for not at all.
+    public static func size(
+        of picture: DecodedPicture,
+        _ outpainting: Outpainting?,
+        multiple: Int,
+        limits: (width: Int, height: Int)
+    ) -> (Int, Int) {
+        let margins = outpainting ?? Outpainting()
         func side(_ pixels: Int, _ limit: Int) -> Int { min(max(pixels / multiple, 1), limit / multiple) * multiple }
-        return (side(picture.width, limits.width), side(picture.height, limits.height))
+        return (
+            side(picture.width + margins.left + margins.right, limits.width),
+            side(picture.height + margins.top + margins.bottom, limits.height)
+        )
     }
 
-    /// A picture and a mask, resized to the size of the picture to be made.
+    /// A picture and a mask, continued, and resized to the size of the picture to be made.
     ///
-    /// - Parameter mask: PNG or JPEG file of the picture's size; white is drawn anew.
+    /// - Parameters:
+    ///   - mask: PNG or JPEG file of the picture's size; white is drawn anew.
+    ///   - outpainting: How far the picture is continued; nil for not at all.
+    ///   - strength: Above 0 to 1; nil is `usualStrength`, or 1 with `outpainting`.
     public init(
         _ picture: DecodedPicture,
         mask: [UInt8]?,
-        strength: Double,
+        outpainting: Outpainting? = nil,
+        strength: Double?,
         width: Int,
         height: Int
     ) throws(DecodingError) {
-        var maskPixels: [UInt8]?
+        var (canvas, drawn) = (picture, DecodedPicture?.none)
         if let mask {
             let decoded: DecodedPicture
             do {
@@ -46,12 +62,19 @@ extension SourcePicture {
                         "it has \(decoded.width)x\(decoded.height) pixels, the image \(picture.width)x\(picture.height)"
                 )
             }
-            maskPixels = decoded.resized(width: width, height: height).pixels
+            drawn = decoded
+        }
+        if let outpainting {
+            do {
+                (canvas, drawn) = try outpainting.extended(picture, mask: drawn)
+            } catch {
+                throw DecodingError(field: "outpaint", reason: error.description)
+            }
         }
         self.init(
-            pixels: picture.resized(width: width, height: height).pixels,
-            mask: maskPixels,
-            strength: strength
+            pixels: canvas.resized(width: width, height: height).pixels,
+            mask: drawn?.resized(width: width, height: height).pixels,
+            strength: strength ?? (outpainting == nil ? Self.usualStrength : 1)
         )
     }
 }
