@@ -118,9 +118,9 @@ public struct GenerationRequest: Sendable, Equatable {
     public var prompt: String
     /// What the picture should not show; empty for none.
     public var negativePrompt: String
-    /// Picture size in pixels; multiples of 8.
+    /// Picture size in pixels, before a second pass; multiples of 8.
     public var width: Int
-    /// Picture size in pixels; multiples of 8.
+    /// Likewise.
     public var height: Int
     /// Number of denoising steps, 1 to 1000.
     public var steps: Int
@@ -149,6 +149,8 @@ public struct GenerationRequest: Sendable, Equatable {
     public var loras: [LoRAReference]
     /// What the picture is made from; nil for noise.
     public var source: SourcePicture?
+    /// The second pass, at a larger size; nil for none.
+    public var hires: HiresPass?
 
     /// A request with every parameter given; the defaults of a service belong to its configuration.
     public init(
@@ -167,7 +169,8 @@ public struct GenerationRequest: Sendable, Equatable {
         promptSyntax: PromptSyntax = .plain,
         clipSkip: Int = 1,
         loras: [LoRAReference] = [],
-        source: SourcePicture? = nil
+        source: SourcePicture? = nil,
+        hires: HiresPass? = nil
     ) {
         self.prompt = prompt
         self.negativePrompt = negativePrompt
@@ -185,6 +188,7 @@ public struct GenerationRequest: Sendable, Equatable {
         self.clipSkip = clipSkip
         self.loras = loras
         self.source = source
+        self.hires = hires
     }
 }
 

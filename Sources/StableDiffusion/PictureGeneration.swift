@@ -207,11 +207,9 @@ extension SourcePicture {
 }
 
 extension GenerationRequest {
-    /// The first of the sampler's steps: later than the first of all where a picture is begun with.
-    ///
-    /// - Throws: `GenerationError.invalid` for a picture of another size, or a strength that leaves nothing to do.
-    func firstStep() throws(GenerationError) -> Int {
-        guard let source else { return 0 }
+    /// Throws `GenerationError.invalid` for a picture to begin with, or a mask, of another size.
+    func checkSource() throws(GenerationError) {
+        guard let source else { return }
         guard source.pixels.count == width * height * 3 else {
             throw .invalid(
                 field: "image",
@@ -221,6 +219,13 @@ extension GenerationRequest {
         guard source.mask.map({ $0.count == width * height }) ?? true else {
             throw .invalid(field: "mask", reason: "the mask has not \(width)x\(height) pixels, as the picture has")
         }
+    }
+
+    /// The first of the sampler's steps: later than the first of all where a picture is begun with.
+    ///
+    /// - Throws: `GenerationError.invalid` for a strength that leaves nothing to do.
+    func firstStep() throws(GenerationError) -> Int {
+        guard let source else { return 0 }
         guard source.strength > 0, source.strength <= 1 else {
             throw .invalid(field: "strength", reason: "\(source.strength) is not above 0 and at most 1")
         }

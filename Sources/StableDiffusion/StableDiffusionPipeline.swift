@@ -95,6 +95,31 @@ public final class StableDiffusionPipeline: ImageGenerator {
     ///
     /// - Throws: `GenerationError`.
     public func prepare(_ request: GenerationRequest) throws -> any Generation {
+        if let hires = request.hires { return try HiresGeneration(request, hires, self) }
+        return try prepareOnePass(request)
+    }
+
+    /// Prepares a request without a second pass.
+    func prepareOnePass(_ request: GenerationRequest) throws -> PictureGeneration {
+        let program = try program(request)
+        try request.checkSource()
+        return try planned(request, program) { request, adapters, plan in
+            try PictureGeneration(request, program, self, adapters: adapters, bands: plan.bands)
+        }
+    }
+
+    /// Finds what would keep a request from being drawn, and how many steps it takes; the pixels of its source make no difference.
+    func check(_ request: GenerationRequest) throws -> Int {
+        let program = try program(request)
+        return try planned(request, program) { _, _, _ in program.steps.count }
+    }
+
+    /// Loads and plans what a request needs, and runs `body` with it, the adapters of its LoRAs in effect.
+    private func planned<Result>(
+        _ request: GenerationRequest,
+        _ program: SamplerProgram,
+        _ body: (GenerationRequest, AdapterSet?, PicturePlan) throws -> Result
+    ) throws -> Result {
         let request = try request.takingTags()
         // Buffers of another size would only add up: what a daemon holds is to be bounded by its largest picture, not by
         // how many sizes it has drawn.
@@ -102,7 +127,6 @@ public final class StableDiffusionPipeline: ImageGenerator {
         if size != pooledSize { device.releaseUnusedMemory() }
         pooledSize = size
         return try translatingDeviceErrors(releasing: device) {
-            let program = try program(request)
             if request.source != nil || configuration.isInpainting { try loadEncoder() }
             let set = try adapterSet(for: request)
             return try adapters.with(set) {
@@ -115,7 +139,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
                     uploaded = nil
                     plan = try self.plan(for: request, program)
                 }
-                return try PictureGeneration(request, program, self, adapters: set, bands: plan.bands)
+                return try body(request, set, plan)
             }
         }
     }

@@ -72,6 +72,20 @@ struct GenerateCommand: ParsableCommand {
     )
     var outpaint: OutpaintArgument?
 
+    @Option(
+        parsing: .unconditional,
+        help: "Draws a second pass over the picture, enlarged so many times, above 1 to \(Int(HiresPass.maximumScale))."
+    )
+    var hires: Double?
+
+    @Option(parsing: .unconditional, help: "How far from the enlarged picture the second pass begins, above 0 to 1.")
+    var hiresStrength: Double?
+
+    @Option(
+        help: "Steps of the second pass, of which its strength says how many are done. Default: those of the first."
+    )
+    var hiresSteps: Int?
+
     @Option(help: "How the prompts are read; a1111 knows (weights:1.2), [less] and BREAK.")
     var promptSyntax: PromptSyntax?
 
@@ -140,6 +154,7 @@ struct GenerateCommand: ParsableCommand {
         if let strength, !(strength > 0 && strength <= 1) {
             throw UsageError(description: "--strength: found \(strength), allowed is above 0 to 1")
         }
+        let secondPass = try secondPass(configuration)
         let picture = try image.map { try Self.decoded($0, option: "--image") }
         let own = picture.map {
             SourcePicture.size(of: $0, outpaint?.outpainting, multiple: 8, limits: (limits.width, limits.height))
@@ -163,8 +178,12 @@ struct GenerateCommand: ParsableCommand {
             eta: eta,
             promptSyntax: promptSyntax ?? sampling.promptSyntax,
             clipSkip: clipSkip,
-            loras: lora.map(\.reference)
+            loras: lora.map(\.reference),
+            hires: secondPass
         )
+        if secondPass != nil, let excess = limits.excess(ofSecondPass: request) {
+            throw UsageError(description: "--hires: \(excess)")
+        }
         if let picture {
             do {
                 request.source = try SourcePicture(
@@ -201,6 +220,29 @@ struct GenerateCommand: ParsableCommand {
             Diffused.write("note: the prompt is longer than the model reads; this was cut: \(cut)\n")
         }
         print(path)
+    }
+
+    /// The second pass that the arguments ask for.
+    private func secondPass(_ configuration: Configuration) throws -> HiresPass? {
+        for (option, isGiven) in [("--hires-strength", hiresStrength != nil), ("--hires-steps", hiresSteps != nil)]
+        where isGiven && hires == nil {
+            throw UsageError(description: "\(option): without --hires it says nothing")
+        }
+        guard let hires else { return nil }
+        guard image == nil else {
+            throw UsageError(description: "--hires: what is made from an image is enlarged by --width and --height")
+        }
+        guard hires > 1, hires <= HiresPass.maximumScale else {
+            throw UsageError(
+                description: "--hires: found \(hires), allowed is above 1 to \(Int(HiresPass.maximumScale))"
+            )
+        }
+        let strength = hiresStrength ?? HiresPass.usualStrength
+        guard strength > 0, strength <= 1 else {
+            throw UsageError(description: "--hires-strength: found \(strength), allowed is above 0 to 1")
+        }
+        let steps = try hiresSteps.map { try configuration.checkedSteps($0, option: "--hires-steps") }
+        return HiresPass(scale: hires, strength: strength, steps: steps)
     }
 
     /// A picture from a file.

@@ -152,9 +152,9 @@ extension Configuration {
     /// A number of steps from the command line.
     ///
     /// - Throws: `UsageError` unless it is within the limit.
-    func checkedSteps(_ value: Int) throws -> Int {
+    func checkedSteps(_ value: Int, option: String = "--steps") throws -> Int {
         guard value >= 1, value <= limits.steps else {
-            throw UsageError(description: "--steps: found \(value), allowed is 1 to \(limits.steps)")
+            throw UsageError(description: "\(option): found \(value), allowed is 1 to \(limits.steps)")
         }
         return value
     }

@@ -18,7 +18,7 @@ struct GenerateSchema: Sendable {
         var multiple: Int?
     }
 
-    private let configuration: Configuration
+    let configuration: Configuration
     /// Picture side of a request that names none, when the configuration leaves it to the model.
     private let nativeSize: Int?
 
@@ -121,7 +121,8 @@ struct GenerateSchema: Sendable {
             clipSkip: fields.read("clip_skip", default: sampling.clipSkip) { _, value throws(RequestProblem) in
                 try integer(clipSkipField, value)
             },
-            loras: fields.read("loras", default: [], loras)
+            loras: fields.read("loras", default: [], loras),
+            hires: fields.read("hires", default: nil, hires)
         )
         if fields.problems.isEmpty {
             do {
@@ -135,6 +136,7 @@ struct GenerateSchema: Sendable {
             }
         }
         if fields.problems.isEmpty { addSource(to: &request, of: body, &fields) }
+        if fields.problems.isEmpty, let problem = hiresProblem(request, body) { fields.problems = [problem] }
         guard fields.problems.isEmpty else { throw RequestProblems(problems: fields.problems) }
         return request
     }
@@ -206,14 +208,21 @@ struct GenerateSchema: Sendable {
     }
 
     private func strength(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double? {
-        let number = try number(name, value, atMost: 1)
-        guard number > 0 else {
+        try number(name, value, above: 0, atMost: 1)
+    }
+
+    /// A number above one limit and up to another.
+    func number(_ name: String, _ value: JSONValue, above lowest: Int, atMost limit: Int) throws(RequestProblem)
+        -> Double
+    {
+        let number = try number(name, value, atMost: limit)
+        guard number > Double(lowest) else {
             throw RequestProblem(
                 type: "greater_than",
                 field: name,
-                "Input should be greater than 0",
+                "Input should be greater than \(lowest)",
                 input: value,
-                context: ["gt": 0]
+                context: ["gt": JSONValue(lowest)]
             )
         }
         return number
@@ -435,7 +444,7 @@ struct GenerateSchema: Sendable {
 
     // MARK: Fields
 
-    private var stepsField: IntegerField {
+    var stepsField: IntegerField {
         IntegerField(
             name: "steps",
             title: "Steps",
@@ -590,6 +599,7 @@ struct GenerateSchema: Sendable {
                     "default": JSONValue(SourcePicture.usualStrength),
                 ],
                 "outpaint": outpaintDescription,
+                "hires": hiresDescription,
                 "clip_skip": describe(clipSkipField, default: JSONValue(configuration.sampling.clipSkip)),
                 "rng": describe(
                     "Random numbers",

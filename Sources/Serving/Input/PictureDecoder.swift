@@ -2,7 +2,7 @@
 // (DecodedPicture+jpeg.swift).
 
 internal import CPNG
-internal import Foundation
+internal import StableDiffusion
 
 /// Why a picture that was sent cannot be used; the end of a sentence about it.
 public struct PictureError: Error, Equatable, CustomStringConvertible {
@@ -43,78 +43,10 @@ public struct DecodedPicture: Sendable, Equatable {
             ? nil : "it has \(width)x\(height) pixels; allowed are \(maximumPixels), and sides of \(maximumSide)"
     }
 
-    /// The picture in another size, by Lanczos' window of three lobes, widened where it shrinks, as Pillow's `LANCZOS` resizes.
+    /// The picture in another size.
     public func resized(width newWidth: Int, height newHeight: Int) -> DecodedPicture {
-        // Rows first, as Pillow, unless the picture in between would be large.
-        newWidth * height <= Self.maximumPixels
-            ? resized(width: newWidth).resized(height: newHeight) : resized(height: newHeight).resized(width: newWidth)
-    }
-
-    private func resized(width newWidth: Int) -> DecodedPicture {
-        guard newWidth != width else { return self }
-        var result = self
-        result.pixels = Self.resample(pixels, rows: height, length: width, to: newWidth, channels)
-        result.width = newWidth
-        return result
-    }
-
-    private func resized(height newHeight: Int) -> DecodedPicture {
-        guard newHeight != height else { return self }
-        var result = self
-        // Columns are rows of a picture that lies on its side.
-        let sideways = Self.transposed(pixels, width: width, height: height, channels)
-        let resized = Self.resample(sideways, rows: width, length: height, to: newHeight, channels)
-        result.pixels = Self.transposed(resized, width: newHeight, height: width, channels)
-        result.height = newHeight
-        return result
-    }
-
-    private static func resample(_ pixels: [UInt8], rows: Int, length: Int, to newLength: Int, _ channels: Int)
-        -> [UInt8]
-    {
-        let scale = Double(length) / Double(newLength)
-        let stretch = max(scale, 1)
-        let support = 3 * stretch
-        let taps = (0..<newLength).map { index -> (first: Int, weights: [Double]) in
-            let center = (Double(index) + 0.5) * scale
-            let first = max(0, Int(center - support + 0.5))
-            let last = min(length, Int(center + support + 0.5))
-            let weights = (first..<last).map { lanczos((Double($0) - center + 0.5) / stretch) }
-            let sum = weights.reduce(0, +)
-            return (first, weights.map { $0 / sum })
-        }
-        var result = [UInt8](repeating: 0, count: rows * newLength * channels)
-        for row in 0..<rows {
-            for (index, tap) in taps.enumerated() {
-                for channel in 0..<channels {
-                    var sum = 0.0
-                    for (offset, weight) in tap.weights.enumerated() {
-                        sum += weight * Double(pixels[(row * length + tap.first + offset) * channels + channel])
-                    }
-                    result[(row * newLength + index) * channels + channel] = UInt8(min(max(sum.rounded(), 0), 255))
-                }
-            }
-        }
-        return result
-    }
-
-    private static func lanczos(_ x: Double) -> Double {
-        guard abs(x) < 3 else { return 0 }
-        guard x != 0 else { return 1 }
-        let t = x * .pi
-        return 3 * sin(t) * sin(t / 3) / (t * t)
-    }
-
-    private static func transposed(_ pixels: [UInt8], width: Int, height: Int, _ channels: Int) -> [UInt8] {
-        var result = [UInt8](repeating: 0, count: pixels.count)
-        for y in 0..<height {
-            for x in 0..<width {
-                for channel in 0..<channels {
-                    result[(x * height + y) * channels + channel] = pixels[(y * width + x) * channels + channel]
-                }
-            }
-        }
-        return result
+        let pixels = Lanczos.resized(pixels, channels: channels, from: (width, height), to: (newWidth, newHeight))
+        return DecodedPicture(width: newWidth, height: newHeight, pixels: pixels, channels: channels)
     }
 }
 

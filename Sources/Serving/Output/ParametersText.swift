@@ -34,6 +34,14 @@ public enum ParametersText {
             ("Model", stem(model.name)),
         ]
         if let source = request.source { settings.append(("Denoising strength", shortNumber(source.strength))) }
+        if let hires = request.hires {
+            // That program's steps of a second pass are those it does.
+            let steps = Int(Double(hires.steps ?? request.steps) * hires.strength)
+            settings += [
+                ("Denoising strength", shortNumber(hires.strength)), ("Hires upscale", shortNumber(hires.scale)),
+                ("Hires steps", String(steps)), ("Hires upscaler", "Lanczos"),
+            ]
+        }
         if request.clipSkip > 1 { settings.append(("Clip skip", String(request.clipSkip))) }
         settings.append(("RNG", rngName(request.noise)))
         // The web UI has a setting for each of the two.

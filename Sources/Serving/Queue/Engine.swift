@@ -157,7 +157,8 @@ public actor Engine {
     }
 
     private func draw(_ job: JobQueue.Job, with generator: any ImageGenerator) async throws -> GeneratedImage {
-        let pixels = job.request.width * job.request.height
+        let size = job.request.finalSize
+        let pixels = size.width * size.height
         let generation = try activity.during(.prepare, pixels: pixels) { try generator.prepare(job.request) }
         while generation.completedSteps < generation.totalSteps {
             guard await !queue.isCancelled(job.id) else { throw JobFailure.cancelled }
