@@ -1,5 +1,7 @@
 // How a pipeline is set up: which checkpoint, which device, which precision. Filled from `config.yaml` or the command line.
 
+internal import Glibc
+
 /// Which GEMM implementation multiplies matrices.
 public enum GEMMChoice: String, CaseIterable, Sendable {
     /// Measured on the device at first start, per class of shapes.
@@ -69,5 +71,20 @@ public struct PipelineOptions: Sendable, Equatable {
         self.embeddingsDirectory = embeddingsDirectory
         self.kernelsDirectory = kernelsDirectory
         self.cacheDirectory = cacheDirectory
+    }
+}
+
+extension PipelineOptions {
+    /// Refuses directories of LoRAs and embeddings that are not there: a request that names a file would only say that it is not found.
+    func checkDirectories() throws(ConfigurationFileError) {
+        for (key, path) in [("model.loras", lorasDirectory), ("model.embeddings", embeddingsDirectory)] {
+            var status = stat()
+            guard let path, stat(path, &status) != 0 || status.st_mode & S_IFMT != S_IFDIR else { continue }
+            throw ConfigurationFileError(
+                file: path,
+                found: "\(key) names it, and there is no such folder",
+                allowed: "a folder, which may be empty, or none"
+            )
+        }
     }
 }

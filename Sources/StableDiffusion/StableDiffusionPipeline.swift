@@ -36,6 +36,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
     public init(_ options: PipelineOptions, logger: Logger) throws {
         let clock = ContinuousClock()
         let start = clock.now
+        try options.checkDirectories()
         let path = options.modelPath
         let source = try ModelSource(path: path, vae: options.vaePath, prediction: options.prediction)
         configuration = try ModelConfiguration(source)
@@ -206,10 +207,10 @@ public final class StableDiffusionPipeline: ImageGenerator {
         guard encoder == nil else { return }
         do {
             for tensor in configuration.vae.encoderTensors { try vaeFiles.check(tensor.name, shape: tensor.shape) }
-        } catch {
+            encoder = try AutoencoderKLEncoder(WeightLoader(vaeFiles), configuration.vae, on: vaeDevice)
+        } catch let error as WeightsError {
             throw GenerationError.invalid(field: "image", reason: "the model cannot read pictures: \(error)")
         }
-        encoder = try AutoencoderKLEncoder(WeightLoader(vaeFiles), configuration.vae, on: vaeDevice)
         try device.finish()
         device.releaseUnusedMemory()
         plans = []

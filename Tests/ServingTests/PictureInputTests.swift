@@ -92,6 +92,15 @@ import Testing
         return Data(try PNGEncoder.encode(pixels: pixels, width: width, height: height)).base64EncodedString()
     }
 
+    /// A model whose latents are halved more often takes fewer sizes.
+    @Test(arguments: [(8, 64, 40), (32, 64, 32), (64, 64, 64)])
+    func aPicturesOwnSizeSuitsTheModel(_ multiple: Int, _ width: Int, _ height: Int) throws {
+        let image = try png(70, 47)
+        let request = try GenerateSchema(configuration: Configuration(), nativeSize: 64, sizeMultiple: multiple)
+            .decode(Array("{\"prompt\": \"a\", \"image\": \"\(image)\"}".utf8))
+        #expect(request.width == width && request.height == height)
+    }
+
     @Test func aRequestCarriesAPicture() throws {
         let image = try png(70, 45)
         let request = try decode("\"image\": \"data:image/png;base64,\(image)\"")

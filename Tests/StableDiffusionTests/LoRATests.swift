@@ -292,6 +292,25 @@ struct LoRAPictureTests {
         #expect(!found.contains("notes"))
     }
 
+    /// At start, before the model is read or a device opened.
+    @Test func aModelIsNotLoadedWithoutItsDirectories() throws {
+        let there = try TemporaryDirectory()
+        let file = try there.write([UInt8](), to: "file")
+        var options = PipelineOptions(modelPath: "nowhere", lorasDirectory: there.path, embeddingsDirectory: there.path)
+        try options.checkDirectories()
+        options.lorasDirectory = there.path + "/missing"
+        #expect {
+            try StableDiffusionPipeline(options, logger: testLogger)
+        } throws: {
+            "\($0)"
+                == "\(there.path)/missing: model.loras names it, and there is no such folder; "
+                + "allowed: a folder, which may be empty, or none"
+        }
+        options.lorasDirectory = nil
+        options.embeddingsDirectory = file
+        #expect(throws: ConfigurationFileError.self) { try StableDiffusionPipeline(options, logger: testLogger) }
+    }
+
     @Test func saysThatADirectoryIsMissing() throws {
         let error = #expect(throws: GenerationError.self) {
             try LoRADirectory(nil, targets)([LoRAReference(name: "a")])

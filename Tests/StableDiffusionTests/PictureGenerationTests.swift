@@ -192,6 +192,29 @@ struct PictureGenerationTests {
         _ = try pipeline.prepare(request)
     }
 
+    /// Numbers that are none are found when the encoder is read, at the first picture.
+    @Test func aDamagedEncoderIsNoFailureOfTheDevice() throws {
+        let recorded = try Recorded("sd1")
+        let checkpoint = try recorded.checkpoint(forInpainting: false)
+        let file = URL(fileURLWithPath: checkpoint.path + "/vae/diffusion_pytorch_model.safetensors")
+        var bytes = Array(try Data(contentsOf: file))
+        let data = 8 + bytes.prefix(8).reversed().reduce(0) { $0 << 8 | Int($1) }
+        let header = try JSONValue(parsing: Array(bytes[8..<data]))
+        let start = try #require(header["encoder.conv_in.weight"]?["data_offsets"]?.arrayValue?.first?.integerValue)
+        withUnsafeBytes(of: Float.nan.bitPattern.littleEndian) {
+            bytes.replaceSubrange(data + start..<data + start + 4, with: $0)
+        }
+        try Data(bytes).write(to: file)
+        let pipeline = try pipeline(checkpoint)
+        let request = try request(recorded)
+        let error = try #require(throws: GenerationError.self) { try pipeline.prepare(request) }
+        guard case .invalid(field: "image", let reason) = error else {
+            Issue.record("\(error)")
+            return
+        }
+        #expect(reason.contains("encoder.conv_in.weight") && reason.contains("not a number"))
+    }
+
     @Test func theNeedIsWhatAPictureFromAPictureTakes() throws {
         let recorded = try Recorded("sd1")
         let pipeline = try pipeline(recorded.checkpoint(forInpainting: true))

@@ -21,13 +21,18 @@ struct GenerateSchema: Sendable {
     let configuration: Configuration
     /// Picture side of a request that names none, when the configuration leaves it to the model.
     private let nativeSize: Int?
+    /// What the sides of a picture are multiples of, where a request leaves them to its image.
+    private let sizeMultiple: Int
 
     /// A schema with the limits and defaults of a configuration.
     ///
-    /// - Parameter nativeSize: the model's picture side; nil while the model is unknown.
-    init(configuration: Configuration, nativeSize: Int?) {
+    /// - Parameters:
+    ///   - nativeSize: the model's picture side; nil while the model is unknown.
+    ///   - sizeMultiple: what it takes the sides of pictures in multiples of.
+    init(configuration: Configuration, nativeSize: Int?, sizeMultiple: Int = 8) {
         self.configuration = configuration
         self.nativeSize = nativeSize
+        self.sizeMultiple = sizeMultiple
     }
 
     // MARK: Checking a body
@@ -170,7 +175,7 @@ struct GenerateSchema: Sendable {
         let own = SourcePicture.size(
             of: image,
             outpainting,
-            multiple: 8,
+            multiple: sizeMultiple,
             limits: (configuration.limits.width, configuration.limits.height)
         )
         if (body["width"] ?? .null) == .null { request.width = own.0 }

@@ -53,7 +53,12 @@ extension Daemon {
         ) { request, _ in
             let reader = RequestBodyReader(limit: configuration.limits.bodyBytes)
             let bytes = try await reader.read(request)
-            let schema = GenerateSchema(configuration: configuration, nativeSize: await queue.status.model?.nativeSize)
+            let model = await queue.status.model
+            let schema = GenerateSchema(
+                configuration: configuration,
+                nativeSize: model?.nativeSize,
+                sizeMultiple: model?.sizeMultiple ?? 8
+            )
             let image = try await queue.submit(try schema.decode(bytes))
             var headers: HTTPFields = [:]
             if let cut = image.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
