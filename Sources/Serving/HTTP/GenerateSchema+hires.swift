@@ -6,14 +6,7 @@ public import StableDiffusion
 extension GenerateSchema {
     /// Reads `{"scale": 2, "strength": 0.6, "steps": 20}`, of which all may be left out.
     func hires(_ name: String, _ value: JSONValue) throws(RequestProblem) -> HiresPass? {
-        guard case .object = value else {
-            throw RequestProblem(
-                type: "model_attributes_type",
-                field: name,
-                "Input should be a valid dictionary or object to extract fields from",
-                input: value
-            )
-        }
+        try requireObject(value, at: [.name("body"), .name(name)])
         var fields = FieldReader(body: value)
         var pass = HiresPass()
         let limit = Int(HiresPass.maximumScale)

@@ -30,14 +30,7 @@ extension GenerateSchema {
     }
 
     private func lora(_ item: JSONValue, at location: [RequestProblem.Step]) throws(RequestProblem) -> LoRAReference {
-        guard case .object = item else {
-            throw RequestProblem(
-                type: "model_attributes_type",
-                at: location,
-                "Input should be a valid dictionary or object to extract fields from",
-                input: item
-            )
-        }
+        try requireObject(item, at: location)
         guard let name = item["name"] else {
             throw RequestProblem(type: "missing", at: location + [.name("name")], "Field required", input: item)
         }

@@ -6,14 +6,7 @@ internal import JSON
 extension GenerateSchema {
     /// Reads `{"left": 64, "right": 0, "top": 0, "bottom": 0, "overlap": 16}`, of which all may be left out but one.
     func outpaint(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Outpainting? {
-        guard case .object = value else {
-            throw RequestProblem(
-                type: "model_attributes_type",
-                field: name,
-                "Input should be a valid dictionary or object to extract fields from",
-                input: value
-            )
-        }
+        try requireObject(value, at: [.name("body"), .name(name)])
         var fields = FieldReader(body: value)
         var outpainting = Outpainting()
         for (member, field) in Self.outpaintFields {

@@ -66,17 +66,10 @@ struct GenerateSchema: Sendable {
     }
 
     private func decode(_ body: JSONValue) throws(RequestProblems) -> GenerationRequest {
-        guard case .object = body else {
-            throw RequestProblems(
-                problems: [
-                    RequestProblem(
-                        type: "model_attributes_type",
-                        at: [.name("body")],
-                        "Input should be a valid dictionary or object to extract fields from",
-                        input: body
-                    )
-                ]
-            )
+        do {
+            try requireObject(body, at: [.name("body")])
+        } catch {
+            throw RequestProblems(problems: [error])
         }
 
         var fields = FieldReader(body: body)
@@ -231,6 +224,18 @@ struct GenerateSchema: Sendable {
             )
         }
         return number
+    }
+
+    /// Refuses what is no object.
+    func requireObject(_ value: JSONValue, at location: [RequestProblem.Step]) throws(RequestProblem) {
+        guard case .object = value else {
+            throw RequestProblem(
+                type: "model_attributes_type",
+                at: location,
+                "Input should be a valid dictionary or object to extract fields from",
+                input: value
+            )
+        }
     }
 
     /// Reads the fields of a body and keeps what is wrong with them, so that a client hears of everything at once.
