@@ -4,7 +4,7 @@
 //
 // Letters   N pictures, S = H*W pixels, C channels, GROUPS groups; a group is C/GROUPS neighbouring channels over all pixels
 // Layout    x [N, S, C] activation_t (layer norm: [rows, C]); y the same in operand_t; gamma, beta [C] float
-// Variance  is the mean of squared differences from the mean, never E[x^2] - mean^2, which cancels.
+// Variance  is the mean of squared differences from the mean, or of values less one of them, never E[x^2] - mean^2, which cancels.
 // Called by Sources/TensorOps/Normalization.swift
 
 #ifndef FUNCTION
