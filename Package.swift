@@ -101,7 +101,7 @@ let package = Package(
         .testTarget(
             name: "ServingTests",
             dependencies: [
-                "JSON", "Serving", "StableDiffusion", "TensorOps", "TestSupport", "diffused",
+                "CZlib", "JSON", "Serving", "StableDiffusion", "TensorOps", "TestSupport", "diffused",
                 .product(name: "HummingbirdTesting", package: "hummingbird"),
                 .product(name: "ServiceLifecycleTestKit", package: "swift-service-lifecycle"),
             ],

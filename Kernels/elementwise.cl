@@ -3,7 +3,7 @@
 
 // matmul_epilogue — what follows a CLBlast GEMM: y = f(x + bias) + residual, or the GEGLU of both halves of x.
 // Layout    x [rows, O] float (GEGLU: [rows, 2*O], values then gates); bias [O] float (GEGLU: [2*O]); residual [rows, O] activation_t; y [rows, O] output_t
-// Mapping   global (O rounded up, rows)
+// Mapping   global (rows * O rounded up to whole work-groups): a work-group takes a piece of one row. One dimension, as NVIDIA's second ends at 65535
 // Variants  -DFUNCTION=1 -DHAS_RESIDUAL=1 -DACTIVATION=1 | -DGEGLU=1 | -DACTIVATION=2
 #ifndef FUNCTION
 #define FUNCTION 0
@@ -17,8 +17,8 @@
 __kernel void matmul_epilogue(__global const float* restrict x, __global const float* restrict bias,
                               __global const activation_t* restrict residual, __global output_t* restrict y, const int O)
 {
-    const int o = (int)get_global_id(0);
-    const size_t row = get_global_id(1);
+    const size_t pieces = (O + get_local_size(0) - 1) / get_local_size(0), row = get_group_id(0) / pieces;
+    const int o = (int)(get_group_id(0) % pieces * get_local_size(0) + get_local_id(0));
     if (o >= O) return;
     float value = x[row * O * (GEGLU ? 2 : 1) + o] + bias[o];
     if (GEGLU) value *= activate_scalar(FUNCTION_GELU, x[row * O * 2 + O + o] + bias[O + o]);
@@ -50,13 +50,13 @@ __kernel void activated_sum(__global const activation_t* restrict a, __global co
 
 // gated_values — y = value * gelu(gate): a GEGLU whose values and gates were computed apart, so that something could be added to them.
 // Layout    x [rows, PITCH] activation_t: DISTANCE values, then their gates, and again; y [rows, O] output_t
-// Mapping   global (O rounded up, rows)
+// Mapping   as matmul_epilogue
 // Variants  -DACTIVATION=1 | -DOUTPUT=2
 __kernel void gated_values(__global const activation_t* restrict x, __global output_t* restrict y, const int PITCH, const int O,
                            const int DISTANCE)
 {
-    const int o = (int)get_global_id(0);
-    const size_t row = get_global_id(1);
+    const size_t pieces = (O + get_local_size(0) - 1) / get_local_size(0), row = get_group_id(0) / pieces;
+    const int o = (int)(get_group_id(0) % pieces * get_local_size(0) + get_local_id(0));
     if (o >= O) return;
     const size_t at = row * PITCH + o / DISTANCE * 2 * DISTANCE + o % DISTANCE;
     STORE_OUTPUT(y, row * O + o, LOAD_ACTIVATION(x, at) * activate_scalar(FUNCTION_GELU, LOAD_ACTIVATION(x, at + DISTANCE)));

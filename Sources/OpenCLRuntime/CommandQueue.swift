@@ -32,6 +32,8 @@ public final class CommandQueue {
     public internal(set) var peakBytes = 0
     /// The device's memory; less of it makes any device a small one.
     public var limits: MemoryLimits
+    /// The most work-groups in a launch's second and third dimension; nil for as many as fit the numbers.
+    public var outerWorkGroupLimit: Int?
     /// Set while `BufferPool.need` counts: then nothing reaches the device.
     var dryRun: DryRun?
     /// Whether allocations are only counted and commands not enqueued.

@@ -107,8 +107,9 @@ public final class Kernel {
         if global.contains(0) { return }
         var sizes = global
         if let local {
-            try checkGeometry(local)
-            for i in sizes.indices { sizes[i] = (sizes[i] + local[i] - 1) / local[i] * local[i] }
+            let groups = zip(global, local).map { ($0 + $1 - 1) / $1 }
+            try checkGeometry(local, groups)
+            sizes = zip(groups, local).map { $0 * $1 }
         }
         if let handle, queue.isUpToDate {
             try launch(handle.kernel, arguments, sizes, local)
@@ -167,7 +168,7 @@ public final class Kernel {
         queue.launchCount += 1
     }
 
-    private func checkGeometry(_ local: [Int]) throws {
+    private func checkGeometry(_ local: [Int], _ groups: [Int]) throws {
         let device = queue.device
         let total = local.reduce(1, *)
         if total > device.maxWorkGroupSize {
@@ -180,6 +181,12 @@ public final class Kernel {
             throw KernelError.geometry(
                 kernel: name,
                 reason: "work-group size \(local), the device allows \(device.maxWorkItemSizes)"
+            )
+        }
+        if let limit = queue.outerWorkGroupLimit, groups.dropFirst().contains(where: { $0 > limit }) {
+            throw KernelError.geometry(
+                kernel: name,
+                reason: "\(groups) work-groups, at most \(limit) are allowed in the dimensions beyond the first"
             )
         }
     }

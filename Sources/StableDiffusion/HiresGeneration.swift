@@ -2,6 +2,8 @@
 // web UI's "hires. fix"). What is enlarged are pixels rather than latents: enlarged latents decode to a blur that only high strengths draw over, and
 // with pixels the second pass is image to image and nothing else.
 
+internal import Foundation
+
 /// The second pass over a picture.
 public struct HiresPass: Sendable, Equatable {
     /// How many times as wide and high the picture becomes: above 1, at most `maximumScale`.
@@ -10,6 +12,10 @@ public struct HiresPass: Sendable, Equatable {
     public var strength: Double
     /// Steps of which the second pass does those that its strength leaves; nil is as many as the first pass has.
     public var steps: Int?
+
+    /// Why it is not for pictures made from a picture; the end of a sentence about it.
+    public static let reasonAgainstSources =
+        "it is for pictures drawn from noise; what is made from an image is enlarged by width and height"
 
     /// The largest scale: beyond it a picture repeats itself.
     public static let maximumScale = 4.0
@@ -26,9 +32,13 @@ public struct HiresPass: Sendable, Equatable {
 
 extension GenerationRequest {
     /// The size of the picture when all is done, in pixels.
-    public var finalSize: (width: Int, height: Int) {
+    ///
+    /// - Parameter multiple: What the model takes the sides of pictures in multiples of.
+    public func finalSize(multiple: Int) -> (width: Int, height: Int) {
         guard let hires else { return (width, height) }
-        func side(_ pixels: Int) -> Int { Int((Double(pixels) * hires.scale / 8).rounded()) * 8 }
+        func side(_ pixels: Int) -> Int {
+            max(1, Int((Double(pixels) * hires.scale / Double(multiple)).rounded())) * multiple
+        }
         return (side(width), side(height))
     }
 
@@ -40,9 +50,9 @@ extension GenerationRequest {
     }
 
     /// Likewise the second, without the picture that it begins with.
-    fileprivate func secondPass(_ hires: HiresPass) -> GenerationRequest {
+    fileprivate func secondPass(_ hires: HiresPass, multiple: Int) -> GenerationRequest {
         var pass = firstPass
-        (pass.width, pass.height) = finalSize
+        (pass.width, pass.height) = finalSize(multiple: multiple)
         pass.steps = hires.steps ?? steps
         pass.source = SourcePicture(pixels: [], strength: hires.strength)
         return pass
@@ -66,11 +76,7 @@ final class HiresGeneration: Generation {
     /// - Throws: `GenerationError`; whatever is wrong with the second pass alone is a matter of the field `hires`.
     init(_ request: GenerationRequest, _ hires: HiresPass, _ pipeline: StableDiffusionPipeline) throws {
         guard request.source == nil else {
-            throw GenerationError.invalid(
-                field: "hires",
-                reason:
-                    "it is for pictures drawn from noise; what is made from an image is enlarged by width and height"
-            )
+            throw GenerationError.invalid(field: "hires", reason: HiresPass.reasonAgainstSources)
         }
         guard hires.scale > 1, hires.scale <= HiresPass.maximumScale else {
             throw GenerationError.invalid(
@@ -80,13 +86,18 @@ final class HiresGeneration: Generation {
         }
         self.pipeline = pipeline
         firstSteps = try pipeline.program(request.firstPass).steps.count
-        secondPass = request.secondPass(hires)
+        secondPass = request.secondPass(hires, multiple: pipeline.configuration.sizeMultiple)
         do {
             totalSteps = try firstSteps + pipeline.check(secondPass)
         } catch GenerationError.invalid(let field, let reason)
             where ["image", "strength", "steps", "width", "height"].contains(field)
         {
             throw GenerationError.invalid(field: "hires", reason: "the second pass's \(field): \(reason)")
+        } catch GenerationError.doesNotFit(let memory) where memory.isPermanent {
+            let scale = memory.largest.map { Double($0.width) / Double(request.width) } ?? 0
+            let advice =
+                scale > 1 ? "; that is a scale of \(String(format: "%.4g", scale))" : "; this size cannot be enlarged"
+            throw GenerationError.invalid(field: "hires", reason: "\(memory)\(advice)")
         }
         first = try pipeline.prepareOnePass(request.firstPass)
     }

@@ -221,6 +221,9 @@ extension GenerationRequest {
         }
     }
 
+    /// How many of a number of steps are done to a picture that is begun with.
+    public static func steps(of steps: Int, strength: Double) -> Int { min(Int(Double(steps) * strength), steps) }
+
     /// The first of the sampler's steps: later than the first of all where a picture is begun with.
     ///
     /// - Throws: `GenerationError.invalid` for a strength that leaves nothing to do.
@@ -229,7 +232,7 @@ extension GenerationRequest {
         guard source.strength > 0, source.strength <= 1 else {
             throw .invalid(field: "strength", reason: "\(source.strength) is not above 0 and at most 1")
         }
-        let remaining = min(Int(Double(steps) * source.strength), steps)
+        let remaining = Self.steps(of: steps, strength: source.strength)
         guard remaining >= 1 else {
             throw .invalid(
                 field: "strength",

@@ -106,7 +106,9 @@ extension StableDiffusionPipeline {
     /// - Throws: `GenerationError.doesNotFit`.
     func plan(for request: GenerationRequest, _ program: SamplerProgram) throws -> PicturePlan {
         let shape = try shape(of: request, program)
-        if plans.first?.shape != shape { plans = try plans(request, program, shape) }
+        let plans = try knownPlans.first { $0.first?.shape == shape } ?? plans(request, program, shape)
+        // Two passes are of two shapes.
+        knownPlans = [plans] + knownPlans.filter { $0.first?.shape != shape }.prefix(1)
         let available = device.availableBytes
         if let whole = plans.first, whole.need.peakBytes <= device.comfortableBytes, fits(whole, in: available) {
             return whole

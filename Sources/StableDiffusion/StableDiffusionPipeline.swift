@@ -25,8 +25,8 @@ public final class StableDiffusionPipeline: ImageGenerator {
     private var uploaded: (loras: [UploadedLoRA], adapters: AdapterSet)?
     /// Picture size that the pool's buffers are for.
     private var pooledSize: [Int] = []
-    /// Ways to make the picture asked for last, and what each takes.
-    var plans: [PicturePlan] = []
+    /// For each of the last two shapes of picture asked for, the ways to make it and what each takes.
+    var knownPlans: [[PicturePlan]] = []
 
     /// Loads a model: files, configurations, names and shapes are checked before the device is opened, the numbers of every tensor before it
     /// is uploaded.
@@ -167,7 +167,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
         )
         uploaded = (wanted, set)
         // Files may have changed under the same names.
-        plans = []
+        knownPlans = []
         return set
     }
 
@@ -213,7 +213,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
         }
         try device.finish()
         device.releaseUnusedMemory()
-        plans = []
+        knownPlans = []
     }
 
     /// The latents of a picture, drawn from the distribution that the encoder gives: `[1, H, W, C]`, float32, times the scaling factor.

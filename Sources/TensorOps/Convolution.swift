@@ -214,14 +214,15 @@ extension Tensor {
             "FUNCTION": function.rawValue, "GEGLU": weights.isGEGLU ? 1 : 0, "HAS_RESIDUAL": residual == nil ? 0 : 1,
         ]
         if y.elementType != device.activationType { macros["OUTPUT"] = y.elementType.rawValue }
+        let workGroup = device.tuning.elementwiseWorkGroup
         let kernel = try device.kernel("matmul_epilogue", file: "elementwise.cl", macros: macros, arguments: 5)
         try kernel.enqueue(
             [
                 .buffer(product.buffer), .buffer(weights.bias), .buffer(residual?.buffer ?? product.buffer),
                 .buffer(y.buffer), .int(weights.outChannels),
             ],
-            global: [weights.outChannels, rows],
-            local: [device.tuning.elementwiseWorkGroup, 1]
+            global: [rows * ((weights.outChannels + workGroup - 1) / workGroup) * workGroup],
+            local: [workGroup]
         )
     }
 }

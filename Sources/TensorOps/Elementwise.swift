@@ -83,13 +83,14 @@ extension Tensor {
         precondition(elementType == device.activationType, "gates of \(elementType)")
         let y = try Tensor(shape.dropLast() + [weights.outChannels], type, on: device)
         let macros = type == device.activationType ? [:] : ["OUTPUT": type.rawValue]
+        let workGroup = device.tuning.elementwiseWorkGroup
         try device.kernel("gated_values", file: "elementwise.cl", macros: macros, arguments: 5).enqueue(
             [
                 .buffer(buffer), .buffer(y.buffer), .int(channels), .int(weights.outChannels),
                 .int(weights.gateDistance),
             ],
-            global: [weights.outChannels, rows],
-            local: [device.tuning.elementwiseWorkGroup, 1]
+            global: [rows * ((weights.outChannels + workGroup - 1) / workGroup) * workGroup],
+            local: [workGroup]
         )
         return y
     }

@@ -96,6 +96,8 @@ public final class TensorDevice {
                 cache: cache,
                 logger
             )
+        // NVIDIA's GPUs have no more, and OpenCL has no way to ask.
+        if self.tuning.family != .cpu { queue.outerWorkGroupLimit = 65535 }
         weightType = precision
         activationType = activations ?? (self.tuning.family == .cpu ? .float32 : precision)
         precondition(self.tuning.family != .cpu || activationType == .float32, "CPU kernels take float32 activations")

@@ -64,8 +64,8 @@ struct GenerateCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Continues the image beyond its sides, as left:64,top:32 says in its pixels; with overlap:16 so much of it is drawn anew \
-            there, so that no seam shows. The strength is then 1 by default.
+            Continues the image beyond its sides, as left:64,top:32 says in its pixels; with overlap:16 so many pixels of \
+            the new picture are drawn anew there, so that no seam shows. The strength is then 1 by default.
             """,
             valueName: "side:pixels,..."
         )
@@ -156,18 +156,22 @@ struct GenerateCommand: ParsableCommand {
         }
         let secondPass = try secondPass(configuration)
         let picture = try image.map { try Self.decoded($0, option: "--image") }
+        let options = configuration.pipelineOptions
+        let outline = try options.outline()
+        let native = outline.nativeSize
         let own = picture.map {
-            SourcePicture.size(of: $0, outpaint?.outpainting, multiple: 8, limits: (limits.width, limits.height))
+            SourcePicture.size(
+                of: $0,
+                outpaint?.outpainting,
+                multiple: outline.sizeMultiple,
+                limits: (limits.width, limits.height)
+            )
         }
-
-        let logger = makeLogger(configuration)
-        let generator = try StableDiffusionPipeline(configuration.pipelineOptions, logger: logger)
-        let native = generator.model.nativeSize
         var request = GenerationRequest(
             prompt: prompt,
             negativePrompt: negativePrompt,
-            width: width ?? own?.0 ?? configuration.image.width ?? native,
-            height: height ?? own?.1 ?? configuration.image.height ?? native,
+            width: width ?? own?.width ?? configuration.image.width ?? native,
+            height: height ?? own?.height ?? configuration.image.height ?? native,
             steps: steps,
             guidanceScale: scale,
             seed: seed?.seed ?? .random(),
@@ -181,7 +185,7 @@ struct GenerateCommand: ParsableCommand {
             loras: lora.map(\.reference),
             hires: secondPass
         )
-        if secondPass != nil, let excess = limits.excess(ofSecondPass: request) {
+        if secondPass != nil, let excess = limits.excess(ofSecondPass: request, multiple: outline.sizeMultiple) {
             throw UsageError(description: "--hires: \(excess)")
         }
         if let picture {
@@ -192,13 +196,16 @@ struct GenerateCommand: ParsableCommand {
                     outpainting: outpaint?.outpainting,
                     strength: strength,
                     width: request.width,
-                    height: request.height
+                    height: request.height,
+                    multiple: outline.sizeMultiple
                 )
             } catch let error as SourcePicture.DecodingError {
                 throw UsageError(description: "--\(error.field): \(error.reason)")
             }
         }
 
+        let logger = makeLogger(configuration)
+        let generator = try StableDiffusionPipeline(options, logger: logger)
         let generation = try generator.prepare(request)
         let progress = ProgressBar(total: generation.totalSteps)
         while generation.completedSteps < generation.totalSteps {

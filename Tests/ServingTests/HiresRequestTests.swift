@@ -17,9 +17,11 @@ import Testing
     @Test func whatIsLeftOutHasItsDefault() throws {
         let request = try decode("\"hires\": {}")
         #expect(request.hires == HiresPass(scale: 2, strength: 0.6, steps: nil))
-        #expect(request.width == 256 && request.finalSize == (512, 512))
+        #expect(request.width == 256 && request.finalSize(multiple: 8) == (512, 512))
         let given = try decode("\"hires\": {\"scale\": 1.5, \"strength\": 1, \"steps\": 30}")
-        #expect(given.hires == HiresPass(scale: 1.5, strength: 1, steps: 30) && given.finalSize == (384, 384))
+        #expect(
+            given.hires == HiresPass(scale: 1.5, strength: 1, steps: 30) && given.finalSize(multiple: 8) == (384, 384)
+        )
         #expect(try decode("\"hires\": null").hires == nil)
     }
 
@@ -36,6 +38,18 @@ import Testing
         let problem = try #require(error.problems.first)
         #expect(error.problems.count == 1 && problem.location == (["body"] + names).map { .name($0) })
         #expect(problem.message.contains(words), "\(problem.message)")
+    }
+
+    @Test func everythingWrongIsToldAtOnce() throws {
+        let error = try #require(throws: RequestProblems.self) {
+            try decode("\"steps\": 0, \"hires\": {\"scale\": 1, \"strength\": 2, \"steps\": \"x\"}")
+        }
+        #expect(
+            error.problems.map(\.location) == [
+                [.name("body"), .name("steps")], [.name("body"), .name("hires"), .name("scale")],
+                [.name("body"), .name("hires"), .name("strength")], [.name("body"), .name("hires"), .name("steps")],
+            ]
+        )
     }
 
     @Test func thePictureSaysHowItWasMade() throws {

@@ -1,5 +1,6 @@
 // JPEG files of every kind and orientation against Pillow (scripts/fixtures/jpeg_files.py), damaged ones, and the Exif block alone.
 
+import CZlib
 import Foundation
 import JSON
 @testable import Serving
@@ -83,6 +84,30 @@ import Testing
             Array("Exif\0\0".utf8) + Array((isLittleEndian ? "II" : "MM").utf8) + number(42, 2) + number(directory, 4)
             + number(1, 2) + number(tag, 2) + number(type, 2) + number(count, 4) + number(orientation, 2) + [0, 0]
         return [0xFF, 0xD8, 0xFF, 0xE1, 0, UInt8(block.count + 2)] + block + [0xFF, 0xDA]
+    }
+
+    /// A PNG file says it in a chunk of its own, before the picture or after it; cut short or damaged it turns nothing.
+    @Test(arguments: [true, false])
+    func pngFilesAreTurned(_ isBefore: Bool) throws {
+        let pixels = (1...6).flatMap { [UInt8](repeating: $0 * 40, count: 3) }
+        let plain = try PNGEncoder.encode(pixels: pixels, width: 3, height: 2)
+        func chunk(_ data: [UInt8]) -> [UInt8] {
+            let body = Array("eXIf".utf8) + data
+            let checksum = body.withUnsafeBufferPointer { crc32(0, $0.baseAddress, uInt(body.count)) }
+            func number(_ value: Int) -> [UInt8] { [24, 16, 8, 0].map { UInt8(truncatingIfNeeded: value >> $0) } }
+            return number(data.count) + body + number(Int(checksum))
+        }
+        // After the first chunk, IHDR of 13 bytes, or before the last, IEND of none.
+        let position = isBefore ? 8 + 25 : plain.count - 12
+        func file(_ data: [UInt8]) -> [UInt8] { plain.prefix(position) + chunk(data) + plain.dropFirst(position) }
+        let block = Array(Self.jpeg(orientation: 6).dropFirst(12).dropLast(2))
+        let turned = try DecodedPicture.rgb(file(block))
+        #expect(turned.width == 2 && turned.height == 3)
+        #expect(stride(from: 0, to: 18, by: 3).map { turned.pixels[$0] / 40 } == [4, 1, 5, 2, 6, 3])
+        #expect(try DecodedPicture.rgb(file(Array(block.prefix(12)))).pixels == pixels)
+        for length in 0..<position + 20 {
+            #expect(ExifOrientation(ofPNG: Array(file(block).prefix(length))) == .upright, "\(length)")
+        }
     }
 
     @Test func whatMeansNothingTurnsNothing() {

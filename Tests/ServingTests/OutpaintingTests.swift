@@ -20,62 +20,103 @@ import Testing
         )
     }
 
-    private func extended(
-        _ rows: String,
-        mask: DecodedPicture? = nil,
-        _ change: (inout Outpainting) -> Void
-    ) throws -> (picture: String, mask: String) {
+    private func outpainting(_ change: (inout Outpainting) -> Void) -> Outpainting {
         var outpainting = Outpainting()
         outpainting.overlap = 0
         change(&outpainting)
-        let result = try outpainting.extended(grey(rows), mask: mask)
-        func lines(_ picture: DecodedPicture, _ text: (UInt8) -> Character) -> String {
-            stride(from: 0, to: picture.pixels.count, by: picture.width).map { start in
-                String(picture.pixels[start..<start + picture.width].map(text))
-            }.joined(separator: "/")
-        }
-        return (
-            lines(result.picture) { Character(Unicode.Scalar($0)) }, lines(result.mask) { $0 >= 128 ? "#" : "." }
+        return outpainting
+    }
+
+    private func lines(_ pixels: [UInt8], width: Int, _ text: (UInt8) -> Character) -> String {
+        stride(from: 0, to: pixels.count, by: width).map { String(pixels[$0..<$0 + width].map(text)) }
+            .joined(separator: "/")
+    }
+
+    private func extended(_ rows: String, _ change: (inout Outpainting) -> Void) throws -> String {
+        let canvas = try outpainting(change).extended(grey(rows))
+        return lines(canvas.pixels, width: canvas.width) { Character(Unicode.Scalar($0)) }
+    }
+
+    /// What is drawn anew around a picture of 6x4 pixels.
+    private func drawn(
+        _ size: (Int, Int),
+        mask: String? = nil,
+        multiple: Int = 1,
+        _ change: (inout Outpainting) -> Void
+    ) throws -> String {
+        let mask = try outpainting(change).drawn(
+            around: grey("abcdef/abcdef/abcdef/abcdef"),
+            mask: mask?.filter { $0 != "/" }.map { $0 == "#" ? 255 : 0 },
+            width: size.0,
+            height: size.1,
+            multiple: multiple
+        )
+        return lines(mask, width: size.0) { $0 >= 128 ? "#" : "." }
+    }
+
+    @Test func theBorderGoesOn() throws {
+        #expect(try extended("abc/def") { $0.right = 2 } == "abccc/defff")
+        #expect(try extended("abc/def") { ($0.left, $0.top, $0.bottom) = (1, 1, 2) } == "aabc/aabc/ddef/ddef/ddef")
+    }
+
+    @Test func whatIsBeyondIsDrawnAnew() throws {
+        #expect(try drawn((8, 4)) { $0.right = 2 } == "......##/......##/......##/......##")
+        #expect(
+            try drawn((7, 6)) { ($0.left, $0.top, $0.bottom) = (1, 1, 1) }
+                == "#######/#....../#....../#....../#....../#######"
         )
     }
 
-    @Test func theBorderGoesOnAndIsDrawnAnew() throws {
-        let right = try extended("abc/def") { $0.right = 2 }
-        #expect(right.picture == "abccc/defff")
-        #expect(right.mask == "...##/...##")
-        let corners = try extended("abc/def") { ($0.left, $0.top, $0.bottom) = (1, 1, 2) }
-        #expect(corners.picture == "aabc/aabc/ddef/ddef/ddef")
-        #expect(corners.mask == "####/#.../#.../####/####")
+    /// It is in pixels of the picture that is made, whatever that was reduced to, and only along continued sides.
+    @Test func theOverlapIsOfThePictureThatIsMade() throws {
+        #expect(
+            try drawn((8, 5)) { ($0.left, $0.bottom, $0.overlap) = (2, 1, 1) }
+                == "###...../###...../###...../########/########"
+        )
+        #expect(try drawn((4, 2)) { ($0.left, $0.overlap) = (2, 1) } == "##../##..")
     }
 
-    @Test func theOverlapIsOnlyAlongContinuedSides() throws {
-        let result = try extended("abcd/efgh/ijkl") { ($0.left, $0.bottom, $0.overlap) = (1, 1, 1) }
-        #expect(result.picture == "aabcd/eefgh/iijkl/iijkl")
-        #expect(result.mask == "##.../##.../#####/#####")
+    /// A latent that is partly beyond the picture is drawn as a whole.
+    @Test func latentsAreDrawnWhole() throws {
+        #expect(
+            try drawn((12, 4), multiple: 4) { ($0.left, $0.right) = (3, 3) }
+                == Array(repeating: "####....####", count: 4).joined(separator: "/")
+        )
+        #expect(
+            try drawn((8, 8), multiple: 2) { ($0.right, $0.bottom) = (2, 4) }
+                == (Array(repeating: "......##", count: 4) + Array(repeating: "########", count: 4)).joined(
+                    separator: "/"
+                )
+        )
+        #expect(
+            try drawn((12, 4), multiple: 2) { ($0.left, $0.right) = (3, 3) }
+                == Array(repeating: "####....####", count: 4).joined(separator: "/")
+        )
     }
 
     @Test func aMaskIsTakenAlong() throws {
-        let mask = DecodedPicture(width: 3, height: 2, pixels: [0, 255, 0, 0, 0, 200], channels: 1)
-        let result = try extended("abc/def", mask: mask) { $0.left = 1 }
-        #expect(result.mask == "#.#./#..#")
+        let mask = ".#.....#/..#...../......../........"
+        #expect(try drawn((8, 4), mask: mask) { $0.left = 2 } == "##.....#/###...../##....../##......")
     }
 
     @Test func everyChannelGoesOn() throws {
-        var outpainting = Outpainting()
-        (outpainting.left, outpainting.overlap) = (1, 0)
         let picture = DecodedPicture(width: 2, height: 1, pixels: [1, 2, 3, 4, 5, 6], channels: 3)
-        #expect(try outpainting.extended(picture, mask: nil).picture.pixels == [1, 2, 3, 1, 2, 3, 4, 5, 6])
+        #expect(try outpainting { $0.left = 1 }.extended(picture).pixels == [1, 2, 3, 1, 2, 3, 4, 5, 6])
     }
 
     @Test func whatIsTooMuchIsRefused() throws {
         for (change, words) in [
             ({ _ in }, "at least one of them"), ({ $0.left = -1 }, "0 to 16384"),
-            ({ ($0.left, $0.overlap) = (1, 3) }, "leaves nothing of an image of 3x2"),
-            ({ ($0.top, $0.bottom, $0.overlap) = (1, 1, 1) }, "leaves nothing of an image of 3x2"),
             ({ $0.right = 16384 }, "allowed are"), ({ ($0.right, $0.bottom) = (8000, 8000) }, "allowed are"),
         ] as [((inout Outpainting) -> Void, String)] {
             let error = try #require(throws: PictureError.self) { try extended("abc/def", change) }
             #expect(error.description.contains(words), "\(error)")
+        }
+        for change in [{ ($0.left, $0.overlap) = (2, 6) }, { ($0.top, $0.bottom, $0.overlap) = (2, 2, 2) }]
+            as [(inout Outpainting) -> Void]
+        {
+            let error = try #require(throws: PictureError.self) { try drawn((8, 8), change) }
+            #expect(error.description.contains("leaves nothing of an image of 6x4 in a picture of 8x8"), "\(error)")
         }
     }
 
@@ -123,6 +164,16 @@ import Testing
         #expect(error.problems.count == 1 && problem.location == (["body"] + names).map { .name($0) })
         #expect(problem.message.contains(words), "\(problem.message)")
     }
+
+    @Test func everythingWrongIsToldAtOnce() throws {
+        let error = try #require(throws: RequestProblems.self) {
+            try decode("\"image\": \"IMAGE\", \"outpaint\": {\"left\": -8, \"top\": \"x\", \"right\": 8}")
+        }
+        #expect(
+            error.problems.map(\.location)
+                == ["left", "top"].map { [.name("body"), .name("outpaint"), .name($0)] }
+        )
+    }
 }
 
 /// On a device.
@@ -153,7 +204,8 @@ struct OutpaintedPictureTests {
             outpainting: outpainting,
             strength: nil,
             width: width,
-            height: height
+            height: height,
+            multiple: pipeline.configuration.sizeMultiple
         )
         let latents = try ["a red circle", "a yellow star"].map { prompt in
             let request = GenerationRequest(

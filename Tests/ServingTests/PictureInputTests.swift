@@ -101,6 +101,21 @@ import Testing
         #expect(request.width == width && request.height == height)
     }
 
+    /// A photograph larger than what is allowed keeps its shape.
+    @Test(arguments: [
+        (4032, 3024, 2048, 1536), (3024, 4032, 1536, 2048), (2048, 2048, 2048, 2048), (4096, 100, 2048, 48),
+        (16384, 3, 2048, 8), (6000, 4000, 2048, 1360), (1000, 500, 1000, 496),
+    ])
+    func aPicturesOwnSizeKeepsItsShape(_ width: Int, _ height: Int, _ ownWidth: Int, _ ownHeight: Int) {
+        let picture = DecodedPicture(width: width, height: height, pixels: [], channels: 3)
+        let own = SourcePicture.size(of: picture, nil, multiple: 8, limits: (2048, 2048))
+        #expect(own == (ownWidth, ownHeight))
+        var outpainting = Outpainting()
+        outpainting.right = width
+        let continued = SourcePicture.size(of: picture, outpainting, multiple: 8, limits: (1 << 20, 1 << 20))
+        #expect(continued == (2 * width / 8 * 8, max(height / 8, 1) * 8))
+    }
+
     @Test func aRequestCarriesAPicture() throws {
         let image = try png(70, 45)
         let request = try decode("\"image\": \"data:image/png;base64,\(image)\"")

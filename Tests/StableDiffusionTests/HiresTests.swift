@@ -61,10 +61,20 @@ struct HiresTests {
         #expect(picture.pixels != second.source?.pixels)
     }
 
-    @Test func sizesAreMultiplesOf8() {
+    @Test func sizesAreMultiplesOfTheModels() {
         // 102.4 and 51.2 pixels.
-        #expect(request(HiresPass(scale: 1.6)).finalSize == (104, 48))
-        #expect(request(nil).finalSize == (64, 32))
+        #expect(request(HiresPass(scale: 1.6)).finalSize(multiple: 8) == (104, 48))
+        #expect(request(nil).finalSize(multiple: 8) == (64, 32))
+        #expect(request(HiresPass(scale: 1.6)).finalSize(multiple: 32) == (96, 64))
+    }
+
+    @Test func plansOfBothPassesAreKept() throws {
+        let pipeline = try pipeline()
+        _ = try pipeline.prepare(request(HiresPass()))
+        #expect(pipeline.knownPlans.map { $0.first?.shape.width } == [64, 128])
+        let plans = pipeline.knownPlans
+        _ = try pipeline.prepare(request(HiresPass()))
+        #expect(pipeline.knownPlans == plans)
     }
 
     @Test func stepsAreThoseOfTheFirstUnlessGiven() throws {
@@ -92,11 +102,15 @@ struct HiresTests {
         _ = try draw(request(nil), with: pipeline)
         let hires = HiresPass(scale: 2, strength: 0.5)
         let error = try #require(throws: GenerationError.self) { try pipeline.prepare(request(hires)) }
-        guard case .doesNotFit(let memory) = error else {
+        guard case .invalid("hires", let reason) = error else {
             Issue.record("\(error)")
             return
         }
-        #expect(memory.size == .init(width: 128, height: 64), "\(error)")
+        #expect(reason.contains("a picture of 128x64 pixels takes"), "\(reason)")
+        // What is advised fits.
+        let advised = try #require(reason.split(separator: "that is a scale of ").last.flatMap { Double($0) })
+        #expect(advised > 1 && advised < 2)
+        _ = try pipeline.prepare(request(HiresPass(scale: advised, strength: 0.5)))
         // With room, both passes take no more than the second alone: the first has let go of its own by then.
         pipeline.device.memoryBytes = whole
         pipeline.device.releaseUnusedMemory()

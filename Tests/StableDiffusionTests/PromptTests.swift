@@ -188,7 +188,7 @@ struct PromptEncoderTests {
         let generation = try pipeline.prepare(longer)
         try generation.step()
         #expect(try generation.decode().width == 64)
-        #expect(pipeline.plans.first?.shape.tokens == [154, 77])
+        #expect(pipeline.knownPlans.first?.first?.shape.tokens == [154, 77])
     }
 
     /// Zeros in place of a negative prompt are as long as the prompt, and one batch with it.

@@ -112,6 +112,15 @@ struct LinearTests {
         try expectGatesApart(device, .float32, channels)
     }
 
+    /// More rows than a GPU has work-groups in its second dimension.
+    @Test(arguments: [GEMMProvider.builtin, .clblast])
+    func gatesApartOfManyRows(_ provider: GEMMProvider) throws {
+        let device = try DeviceVariant(.gpu, .float32).device()
+        device.gemmProvider = { _, _ in provider }
+        defer { device.gemmProvider = { _, _ in .builtin } }
+        try expectGatesApart(device, .float32, (3, 5), positions: 65_600)
+    }
+
     /// Query, key and value of different checkpoint types make one weight, whose parts do not end where panels do.
     @Test(arguments: DeviceVariant.all)
     func concatenatesSources(_ variant: DeviceVariant) throws {
@@ -154,7 +163,12 @@ struct LinearTests {
 
 /// Compares a GEGLU in two passes, and something added between them, with the one in one pass and that in its bias.
 @DeviceActor
-func expectGatesApart(_ device: TensorDevice, _ activations: ElementType, _ channels: (Int, Int)) throws {
+func expectGatesApart(
+    _ device: TensorDevice,
+    _ activations: ElementType,
+    _ channels: (Int, Int),
+    positions: Int = 5
+) throws {
     let (inChannels, outChannels) = channels
     let rows = 2 * outChannels
     let weight = HostTensor.random([rows, inChannels, 1, 1], seed: 1)
@@ -163,11 +177,11 @@ func expectGatesApart(_ device: TensorDevice, _ activations: ElementType, _ chan
     func weights(_ bias: [Float]) throws -> ConvolutionWeights {
         try device.convolutionWeights([weight], bias: bias, isGEGLU: true, isLinear: true)
     }
-    let x = try device.upload(HostTensor.random([1, 5, inChannels], seed: 4))
+    let x = try device.upload(HostTensor.random([1, positions, inChannels], seed: 4))
     let apart = try weights(bias)
     var residual = [Float](repeating: 0, count: apart.ungated.outChannels)
     for row in 0..<rows { residual[apart.ungatedRow(row)] = added[row] }
-    let residuals = HostTensor([1, 5, residual.count], (0..<5).flatMap { _ in residual })
+    let residuals = HostTensor([1, positions, residual.count], (0..<positions).flatMap { _ in residual })
     let y = try x.linear(apart.ungated, residual: device.upload(residuals)).gated(apart, as: device.operandType)
     let expected = try x.linear(weights(zip(bias, added).map { $0 + $1 }))
     // Value and gate are rounded once more before they meet, each by at most this part of it, and so are both results.

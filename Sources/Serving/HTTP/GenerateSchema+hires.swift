@@ -5,9 +5,7 @@ public import StableDiffusion
 
 extension GenerateSchema {
     /// Reads `{"scale": 2, "strength": 0.6, "steps": 20}`, of which all may be left out.
-    func hires(_ name: String, _ value: JSONValue) throws(RequestProblem) -> HiresPass? {
-        try requireObject(value, at: [.name("body"), .name(name)])
-        var fields = FieldReader(body: value)
+    func hires(_ fields: inout FieldReader) -> HiresPass {
         var pass = HiresPass()
         let limit = Int(HiresPass.maximumScale)
         pass.scale = fields.read("scale", default: pass.scale) { name, value throws(RequestProblem) in
@@ -19,7 +17,6 @@ extension GenerateSchema {
         pass.steps = fields.read("steps", default: nil) { _, value throws(RequestProblem) in
             try integer(stepsField, value)
         }
-        if let problem = fields.problems.first { throw problem.within(name) }
         return pass
     }
 
@@ -28,8 +25,8 @@ extension GenerateSchema {
         guard request.hires != nil else { return nil }
         let reason =
             request.source == nil
-            ? configuration.limits.excess(ofSecondPass: request)
-            : "it is for pictures drawn from noise; what is made from an image is enlarged by width and height"
+            ? configuration.limits.excess(ofSecondPass: request, multiple: sizeMultiple)
+            : HiresPass.reasonAgainstSources
         return reason.map {
             RequestProblem(type: "value_error", field: "hires", "Value error, \($0)", input: body["hires"])
         }
@@ -72,8 +69,10 @@ extension GenerateSchema {
 
 extension Configuration.Limits {
     /// What is too large about the picture of a request's second pass, if anything is; the end of a sentence about it.
-    public func excess(ofSecondPass request: GenerationRequest) -> String? {
-        let size = request.finalSize
+    ///
+    /// - Parameter multiple: What the model takes the sides of pictures in multiples of.
+    public func excess(ofSecondPass request: GenerationRequest, multiple: Int) -> String? {
+        let size = request.finalSize(multiple: multiple)
         guard size.width > width || size.height > height else { return nil }
         return "the picture would have \(size.width)x\(size.height) pixels; allowed are \(width)x\(height)"
     }

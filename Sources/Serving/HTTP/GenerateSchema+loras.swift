@@ -30,7 +30,7 @@ extension GenerateSchema {
     }
 
     private func lora(_ item: JSONValue, at location: [RequestProblem.Step]) throws(RequestProblem) -> LoRAReference {
-        try requireObject(item, at: location)
+        try Self.requireObject(item, at: location)
         guard let name = item["name"] else {
             throw RequestProblem(type: "missing", at: location + [.name("name")], "Field required", input: item)
         }

@@ -5,9 +5,7 @@ internal import JSON
 
 extension GenerateSchema {
     /// Reads `{"left": 64, "right": 0, "top": 0, "bottom": 0, "overlap": 16}`, of which all may be left out but one.
-    func outpaint(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Outpainting? {
-        try requireObject(value, at: [.name("body"), .name(name)])
-        var fields = FieldReader(body: value)
+    func outpaint(_ fields: inout FieldReader) -> Outpainting {
         var outpainting = Outpainting()
         for (member, field) in Self.outpaintFields {
             outpainting[keyPath: member] = fields.read(field.name, default: outpainting[keyPath: member]) {
@@ -16,13 +14,13 @@ extension GenerateSchema {
                 try integer(field, value)
             }
         }
-        if let problem = fields.problems.first { throw problem.within(name) }
         return outpainting
     }
 
     private static var outpaintFields: [(WritableKeyPath<Outpainting, Int>, IntegerField)] {
         let beyond = "Pixels beyond this side of the image"
-        let overlap = "Pixels of the image along these sides that are drawn anew too, so that no seam shows"
+        let overlap =
+            "Pixels of the picture along these sides of the image that are drawn anew too, so that no seam shows"
         let fields: [(WritableKeyPath<Outpainting, Int>, name: String, title: String, description: String)] = [
             (\.left, "left", "Left", beyond), (\.right, "right", "Right", beyond), (\.top, "top", "Top", beyond),
             (\.bottom, "bottom", "Bottom", beyond), (\.overlap, "overlap", "Overlap", overlap),

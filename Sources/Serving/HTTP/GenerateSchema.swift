@@ -22,7 +22,7 @@ struct GenerateSchema: Sendable {
     /// Picture side of a request that names none, when the configuration leaves it to the model.
     private let nativeSize: Int?
     /// What the sides of a picture are multiples of, where a request leaves them to its image.
-    private let sizeMultiple: Int
+    let sizeMultiple: Int
 
     /// A schema with the limits and defaults of a configuration.
     ///
@@ -67,7 +67,7 @@ struct GenerateSchema: Sendable {
 
     private func decode(_ body: JSONValue) throws(RequestProblems) -> GenerationRequest {
         do {
-            try requireObject(body, at: [.name("body")])
+            try Self.requireObject(body, at: [.name("body")])
         } catch {
             throw RequestProblems(problems: [error])
         }
@@ -120,7 +120,7 @@ struct GenerateSchema: Sendable {
                 try integer(clipSkipField, value)
             },
             loras: fields.read("loras", default: [], loras),
-            hires: fields.read("hires", default: nil, hires)
+            hires: fields.readObject("hires", hires)
         )
         if fields.problems.isEmpty {
             do {
@@ -142,7 +142,7 @@ struct GenerateSchema: Sendable {
     /// Adds the picture that a picture is to be made from, if there is one.
     private func addSource(to request: inout GenerationRequest, of body: JSONValue, _ fields: inout FieldReader) {
         let strength = fields.read("strength", default: nil, strength)
-        let outpainting = fields.read("outpaint", default: nil, outpaint)
+        let outpainting = fields.readObject("outpaint", outpaint)
         let image = fields.read("image", default: nil) { name, value throws(RequestProblem) -> DecodedPicture? in
             let bytes = try file(name, value)
             do {
@@ -171,8 +171,8 @@ struct GenerateSchema: Sendable {
             multiple: sizeMultiple,
             limits: (configuration.limits.width, configuration.limits.height)
         )
-        if (body["width"] ?? .null) == .null { request.width = own.0 }
-        if (body["height"] ?? .null) == .null { request.height = own.1 }
+        if (body["width"] ?? .null) == .null { request.width = own.width }
+        if (body["height"] ?? .null) == .null { request.height = own.height }
         do {
             request.source = try SourcePicture(
                 image,
@@ -180,7 +180,8 @@ struct GenerateSchema: Sendable {
                 outpainting: outpainting,
                 strength: strength,
                 width: request.width,
-                height: request.height
+                height: request.height,
+                multiple: sizeMultiple
             )
         } catch {
             fields.problems.append(
@@ -227,7 +228,7 @@ struct GenerateSchema: Sendable {
     }
 
     /// Refuses what is no object.
-    func requireObject(_ value: JSONValue, at location: [RequestProblem.Step]) throws(RequestProblem) {
+    static func requireObject(_ value: JSONValue, at location: [RequestProblem.Step]) throws(RequestProblem) {
         guard case .object = value else {
             throw RequestProblem(
                 type: "model_attributes_type",
@@ -251,6 +252,21 @@ struct GenerateSchema: Sendable {
         ) -> Value {
             guard let input = body[name], input != .null else { return value }
             return converted(name, input, placeholder: value, convert)
+        }
+
+        /// An optional field that is an object with fields of its own; nil where it is absent or null, or no object.
+        mutating func readObject<Value>(_ name: String, _ convert: (inout FieldReader) -> Value) -> Value? {
+            guard let input = body[name], input != .null else { return nil }
+            do {
+                try GenerateSchema.requireObject(input, at: [.name("body"), .name(name)])
+            } catch {
+                problems.append(error)
+                return nil
+            }
+            var fields = FieldReader(body: input)
+            let value = convert(&fields)
+            problems += fields.problems.map { $0.within(name) }
+            return value
         }
 
         /// A field that must be there.

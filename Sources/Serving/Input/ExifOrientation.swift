@@ -18,6 +18,11 @@ struct ExifOrientation: Equatable {
         self = Self.exif(of: bytes).flatMap { Self(tiff: $0) } ?? .upright
     }
 
+    /// What a PNG file says in its `eXIf` chunk (PNG 3rd edition, 11.3.5.2); upright where it says nothing.
+    init(ofPNG bytes: [UInt8]) {
+        self = Self.chunk(of: bytes).flatMap { Self(tiff: $0) } ?? .upright
+    }
+
     /// The orientation in the first directory of a TIFF structure; nil where there is none that means anything.
     private init?(tiff bytes: ArraySlice<UInt8>) {
         let isLittleEndian: Bool
@@ -43,6 +48,22 @@ struct ExifOrientation: Equatable {
             else { return nil }
             self.value = value
             return
+        }
+        return nil
+    }
+
+    /// The TIFF structure of a PNG file's first `eXIf` chunk, which may stand before the picture or after it.
+    private static func chunk(of bytes: [UInt8]) -> ArraySlice<UInt8>? {
+        // After the signature; a chunk is its length, its name, its data and a checksum.
+        var position = 8
+        while position + 12 <= bytes.count {
+            let length = bytes[position..<position + 4].reduce(0) { $0 << 8 | Int($1) }
+            let end = position + 12 + length
+            guard end <= bytes.count else { return nil }
+            if bytes[(position + 4)..<(position + 8)].elementsEqual("eXIf".utf8) {
+                return bytes[(position + 8)..<(end - 4)]
+            }
+            position = end
         }
         return nil
     }

@@ -87,7 +87,8 @@ extension DecodedPicture {
             if png_image_finish_read(&image, &color, &pixels, 0, nil) == 0 { failure = message(of: image) }
         }
         if let failure { throw PictureError(description: "the PNG file cannot be read: \(failure)") }
-        self.init(width: width, height: height, pixels: pixels, channels: channels)
+        self = DecodedPicture(width: width, height: height, pixels: pixels, channels: channels)
+            .turned(ExifOrientation(ofPNG: bytes))
     }
 }
 

@@ -36,7 +36,7 @@ public enum ParametersText {
         if let source = request.source { settings.append(("Denoising strength", shortNumber(source.strength))) }
         if let hires = request.hires {
             // That program's steps of a second pass are those it does.
-            let steps = Int(Double(hires.steps ?? request.steps) * hires.strength)
+            let steps = GenerationRequest.steps(of: hires.steps ?? request.steps, strength: hires.strength)
             settings += [
                 ("Denoising strength", shortNumber(hires.strength)), ("Hires upscale", shortNumber(hires.scale)),
                 ("Hires steps", String(steps)), ("Hires upscaler", "Lanczos"),

@@ -157,7 +157,7 @@ public actor Engine {
     }
 
     private func draw(_ job: JobQueue.Job, with generator: any ImageGenerator) async throws -> GeneratedImage {
-        let size = job.request.finalSize
+        let size = job.request.finalSize(multiple: generator.model.sizeMultiple)
         let pixels = size.width * size.height
         let generation = try activity.during(.prepare, pixels: pixels) { try generator.prepare(job.request) }
         while generation.completedSteps < generation.totalSteps {
