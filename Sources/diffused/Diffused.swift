@@ -13,8 +13,8 @@ struct Diffused: AsyncParsableCommand {
         abstract: "Draws pictures from text with Stable Diffusion on any OpenCL device.",
         version: softwareVersion,
         subcommands: [
-            ServeCommand.self, GenerateCommand.self, InspectCommand.self, DevicesCommand.self, CheckConfigCommand.self,
-            BenchmarkCommand.self,
+            ServeCommand.self, GenerateCommand.self, PullCommand.self, InspectCommand.self, DevicesCommand.self,
+            CheckConfigCommand.self, BenchmarkCommand.self,
         ]
     )
 

@@ -207,7 +207,7 @@ struct GenerateCommand: ParsableCommand {
         let logger = makeLogger(configuration)
         let generator = try StableDiffusionPipeline(options, logger: logger)
         let generation = try generator.prepare(request)
-        let progress = ProgressBar(total: generation.totalSteps)
+        var progress = ProgressBar(steps: generation.totalSteps)
         while generation.completedSteps < generation.totalSteps {
             try generation.step()
             progress.show(generation.completedSteps)
