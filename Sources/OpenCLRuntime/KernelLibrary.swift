@@ -36,6 +36,7 @@ public enum KernelError: Error, Sendable, Equatable, CustomStringConvertible {
 public final class KernelLibrary {
     private let queue: CommandQueue
     private let directory: String?
+    private let cache: ProgramCache?
     private let compiler: ProgramCompiler
     private let background: BackgroundBuilds?
     private var builds: [String: ProgramBuild] = [:]
@@ -57,8 +58,14 @@ public final class KernelLibrary {
     ) {
         self.queue = queue
         self.directory = directory
+        self.cache = cache
         compiler = ProgramCompiler(queue, cache: queue.device.isPoCL ? nil : cache)
         background = backgroundThreads > 0 ? BackgroundBuilds(threads: backgroundThreads) : nil
+    }
+
+    /// A library of the same files and cache for another queue, which builds when asked.
+    public func anew(for queue: CommandQueue) -> KernelLibrary {
+        KernelLibrary(queue, directory: directory, cache: cache)
     }
 
     deinit {

@@ -2,8 +2,6 @@
 // web UI's "hires. fix"). What is enlarged are pixels rather than latents: enlarged latents decode to a blur that only high strengths draw over, and
 // with pixels the second pass is image to image and nothing else.
 
-internal import Foundation
-
 /// The second pass over a picture.
 public struct HiresPass: Sendable, Equatable {
     /// How many times as wide and high the picture becomes: above 1, at most `maximumScale`.
@@ -93,11 +91,9 @@ final class HiresGeneration: Generation {
             where ["image", "strength", "steps", "width", "height"].contains(field)
         {
             throw GenerationError.invalid(field: "hires", reason: "the second pass's \(field): \(reason)")
-        } catch GenerationError.doesNotFit(let memory) where memory.isPermanent {
-            let scale = memory.largest.map { Double($0.width) / Double(request.width) } ?? 0
-            let advice =
-                scale > 1 ? "; that is a scale of \(String(format: "%.4g", scale))" : "; this size cannot be enlarged"
-            throw GenerationError.invalid(field: "hires", reason: "\(memory)\(advice)")
+        } catch GenerationError.doesNotFit(var memory) {
+            memory.enlargedFrom = .init(width: request.width, height: request.height)
+            throw GenerationError.doesNotFit(memory)
         }
         first = try pipeline.prepareOnePass(request.firstPass)
     }

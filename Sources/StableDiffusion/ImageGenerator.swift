@@ -107,6 +107,8 @@ public struct SourcePicture: Sendable, Equatable {
 
 /// Everything that determines one picture.
 public struct GenerationRequest: Sendable, Equatable {
+    /// Name of the model that is to draw, where there are several; nil for the usual one.
+    public var model: String?
     /// More layers than any text encoder has.
     public static let maximumClipSkip = 100
     /// The largest guidance scale: far beyond any use, and small enough that latents stay within the range of half floats.
@@ -154,6 +156,7 @@ public struct GenerationRequest: Sendable, Equatable {
 
     /// A request with every parameter given; the defaults of a service belong to its configuration.
     public init(
+        model: String? = nil,
         prompt: String,
         negativePrompt: String = "",
         width: Int,
@@ -172,6 +175,7 @@ public struct GenerationRequest: Sendable, Equatable {
         source: SourcePicture? = nil,
         hires: HiresPass? = nil
     ) {
+        self.model = model
         self.prompt = prompt
         self.negativePrompt = negativePrompt
         self.width = width

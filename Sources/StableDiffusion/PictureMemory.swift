@@ -23,6 +23,8 @@ public struct PictureMemory: Sendable, Equatable, CustomStringConvertible {
 
     /// What was asked for.
     public var size: Size
+    /// The size of the first of two passes where this is the second's; nil for a picture in one.
+    public var enlargedFrom: Size?
     /// Bytes it takes besides the model, or in one allocation.
     public var neededBytes: Int
     /// Bytes there are for it.
@@ -66,7 +68,12 @@ public struct PictureMemory: Sendable, Equatable, CustomStringConvertible {
         let advice =
             largest.map { "the largest of this shape that fits is \($0.width)x\($0.height)" }
             ?? "not even the smallest of this shape fits"
-        return "a picture of \(size.width)x\(size.height) pixels \(need); \(advice)"
+        let scale = enlargedFrom.flatMap { first in largest.map { Double($0.width) / Double(first.width) } }
+        let enlargement =
+            scale.map {
+                $0 > 1 ? "; that is a scale of \(String(format: "%.4g", $0))" : "; this size cannot be enlarged"
+            } ?? ""
+        return "a picture of \(size.width)x\(size.height) pixels \(need); \(advice)\(enlargement)"
     }
 
     private static func text(_ bytes: Int) -> String {

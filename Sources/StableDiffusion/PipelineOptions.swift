@@ -77,7 +77,7 @@ public struct PipelineOptions: Sendable, Equatable {
 extension PipelineOptions {
     /// Refuses directories of LoRAs and embeddings that are not there: a request that names a file would only say that it is not found.
     func checkDirectories() throws(ConfigurationFileError) {
-        for (key, path) in [("model.loras", lorasDirectory), ("model.embeddings", embeddingsDirectory)] {
+        for (key, path) in [("loras", lorasDirectory), ("embeddings", embeddingsDirectory)] {
             var status = stat()
             guard let path, stat(path, &status) != 0 || status.st_mode & S_IFMT != S_IFDIR else { continue }
             throw ConfigurationFileError(

@@ -33,7 +33,14 @@ public final class StableDiffusionPipeline: ImageGenerator {
     ///
     /// - Throws: `ConfigurationFileError`, `WeightsError`, `TokenizerError` for the checkpoint; errors of the device with what to do about
     ///   them.
-    public init(_ options: PipelineOptions, logger: Logger) throws {
+    public convenience init(_ options: PipelineOptions, logger: Logger) throws {
+        try self.init(options, logger: logger) { try TensorDevice(options, logger: logger) }
+    }
+
+    /// The same.
+    ///
+    /// - Parameter openDevice: Opens the device, or gives one that other models use too.
+    init(_ options: PipelineOptions, logger: Logger, on openDevice: () throws -> TensorDevice) throws {
         let clock = ContinuousClock()
         let start = clock.now
         try options.checkDirectories()
@@ -55,7 +62,7 @@ public final class StableDiffusionPipeline: ImageGenerator {
             for tensor in tensors { try files.check(tensor.name, shape: tensor.shape) }
         }
 
-        device = try TensorDevice(options, logger: logger)
+        device = try openDevice()
         promptEncoder = try PromptEncoder(
             configuration,
             tokenizers: tokenizers,
@@ -322,6 +329,11 @@ extension TensorDevice {
             cacheDirectory: options.cacheDirectory,
             logger: logger
         )
+        try useGEMM(options)
+    }
+
+    /// Chooses what multiplies the matrices of weights made afterwards.
+    func useGEMM(_ options: PipelineOptions) throws {
         switch options.device.gemm {
         case .auto: try chooseGEMM(cacheDirectory: options.cacheDirectory)
         case .clblast: useGEMM(.clblast)

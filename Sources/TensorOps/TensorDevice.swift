@@ -63,7 +63,7 @@ public final class TensorDevice {
     ///   - cacheDirectory: Where built kernels are kept, in a directory `programs`; nil keeps none.
     ///   - buildsInBackground: Whether operators return while kernels are being built, on as many threads as there are processors to spare;
     ///     what cannot be built is then reported by what next waits for the device.
-    public init(
+    public convenience init(
         _ device: Device,
         precision: ElementType,
         family: KernelFamily? = nil,
@@ -77,27 +77,46 @@ public final class TensorDevice {
     ) throws {
         let queue = try CommandQueue(device: device, logger: logger)
         // On GPUs the driver waits for the device when memory is released, and nobody else needs what the pool keeps.
-        pool = BufferPool(queue, keptBytes: device.kind == .cpu ? 64 << 20 : 512 << 20)
-        let cache = cacheDirectory.map { ProgramCache(directory: $0 + "/programs", logger: logger) }
-        library = KernelLibrary(
+        let pool = BufferPool(queue, keptBytes: device.kind == .cpu ? 64 << 20 : 512 << 20)
+        let library = KernelLibrary(
             queue,
             directory: kernelsDirectory,
-            cache: cache,
+            cache: cacheDirectory.map { ProgramCache(directory: $0 + "/programs", logger: logger) },
             backgroundThreads: buildsInBackground ? min(ProcessInfo.processInfo.activeProcessorCount - 1, 8) : 0
         )
-        self.queue = queue
-        comfortableBytes = TensorDevice.comfortableBytes(of: device)
+        try self.init(
+            queue,
+            pool,
+            library,
+            precision: precision,
+            family: family,
+            activations: activations,
+            operands: operands,
+            tuning: tuning
+        )
+    }
+
+    private init(
+        _ queue: CommandQueue,
+        _ pool: BufferPool,
+        _ library: KernelLibrary,
+        precision: ElementType,
+        family: KernelFamily? = nil,
+        activations: ElementType? = nil,
+        operands: ElementType? = nil,
+        tuning: KernelTuning? = nil
+    ) throws {
+        (self.queue, self.pool, self.library) = (queue, pool, library)
+        comfortableBytes = TensorDevice.comfortableBytes(of: queue.device)
         self.tuning =
             tuning
             ?? TensorDevice.tested(
-                KernelTuning.forDevice(device, precision: precision, family: family),
-                on: device,
-                kernelsDirectory: kernelsDirectory,
-                cache: cache,
-                logger
+                KernelTuning.forDevice(queue.device, precision: precision, family: family),
+                library,
+                queue
             )
         // NVIDIA's GPUs have no more, and OpenCL has no way to ask.
-        if self.tuning.family != .cpu { queue.outerWorkGroupLimit = 65535 }
+        if [.gpu, .nvidia].contains(self.tuning.family) { queue.outerWorkGroupLimit = 65535 }
         weightType = precision
         activationType = activations ?? (self.tuning.family == .cpu ? .float32 : precision)
         precondition(self.tuning.family != .cpu || activationType == .float32, "CPU kernels take float32 activations")
@@ -107,7 +126,7 @@ public final class TensorDevice {
         )
         hasDotProduct =
             self.tuning.family == .cpu && self.tuning.vectorWidth == 16 && precision == .bfloat16
-            && device.hasBFloat16DotProduct && TensorDevice.dotProductWorks(library, queue, logger)
+            && queue.device.hasBFloat16DotProduct && TensorDevice.dotProductWorks(library, queue)
         operandType = operands ?? (hasDotProduct ? .bfloat16 : activationType)
         precondition(
             operandType == activationType || (self.tuning.family == .cpu && operandType == .bfloat16),
@@ -121,6 +140,17 @@ public final class TensorDevice {
         (weightType, activationType, operandType) = (.float16, .float16, .float16)
         hasDotProduct = false
         comfortableBytes = TensorDevice.comfortableBytes(of: queue.device)
+    }
+
+    /// The same device, with its queue, memory and kernels, for a model whose weights are stored otherwise.
+    ///
+    /// - Parameter precision: As for a device of its own.
+    public func storingWeights(as precision: ElementType) throws -> TensorDevice {
+        if precision == weightType { return self }
+        let device = try TensorDevice(queue, pool, library, precision: precision)
+        device.comfortableBytes = comfortableBytes
+        device.hostAvailableBytes = hostAvailableBytes
+        return device
     }
 
     /// The same device for what overflows in float16, with activations in float32; itself where they are that already.
@@ -152,27 +182,24 @@ public final class TensorDevice {
     /// The test has a context of its own: a kernel that leaves its memory spoils the context for all that comes after it.
     private static func tested(
         _ tuning: KernelTuning,
-        on device: Device,
-        kernelsDirectory: String?,
-        cache: ProgramCache?,
-        _ logger: Logger
+        _ library: KernelLibrary,
+        _ queue: CommandQueue
     ) -> KernelTuning {
         guard tuning.family == .nvidia else { return tuning }
         let reason: String
         do {
-            let queue = try CommandQueue(device: device, logger: logger)
-            let pool = BufferPool(queue)
-            let library = KernelLibrary(queue, directory: kernelsDirectory, cache: cache)
-            let test = TensorCoreTest(device: { TensorDevice(queue, pool, library, $0) }, tuning: tuning)
+            let apart = try CommandQueue(device: queue.device, logger: queue.logger)
+            let (pool, library) = (BufferPool(apart), library.anew(for: apart))
+            let test = TensorCoreTest(device: { TensorDevice(apart, pool, library, $0) }, tuning: tuning)
             guard let disagreement = try test.firstDisagreement() else {
-                logger.info("tensor cores are used: their kernels agree with the plain ones")
+                queue.logger.info("tensor cores are used: their kernels agree with the plain ones")
                 return tuning
             }
             reason = disagreement
         } catch {
             reason = "\(error)"
         }
-        logger.warning(
+        queue.logger.warning(
             "tensor cores are not used; the kernels for any GPU take their place, and are slower",
             metadata: ["reason": "\(reason)"]
         )
@@ -182,7 +209,7 @@ public final class TensorDevice {
     }
 
     /// Whether the device's compiler takes the instruction and it gives the sums of products it should.
-    private static func dotProductWorks(_ library: KernelLibrary, _ queue: CommandQueue, _ logger: Logger) -> Bool {
+    private static func dotProductWorks(_ library: KernelLibrary, _ queue: CommandQueue) -> Bool {
         // Small whole numbers are exact in bfloat16, and so are their products and sums.
         let (low, high, sums) = ((0..<16).map { Float($0 - 7) }, (0..<16).map { Float(3 * $0 % 11) }, 2)
         let pairs = zip(low, high).map { $0.bitPattern >> 16 | $1.bitPattern & 0xffff_0000 }
@@ -200,11 +227,11 @@ public final class TensorDevice {
             try result.withUnsafeMutableBytes { try queue.read(buffers[2], into: $0) }
         } catch {
             // Expected of compilers that do not take the assembly; bfloat16 works without it, as storage.
-            logger.info("bfloat16 without dot products", metadata: ["reason": "\(error)"])
+            queue.logger.info("bfloat16 without dot products", metadata: ["reason": "\(error)"])
             return false
         }
         if result != expected {
-            logger.warning("the processor's bfloat16 dot product gives wrong sums; it is not used")
+            queue.logger.warning("the processor's bfloat16 dot product gives wrong sums; it is not used")
         }
         return result == expected
     }

@@ -104,7 +104,10 @@ struct ModelOptions: ParsableArguments {
     @OptionGroup var configuration: ConfigurationOptions
 
     @Option(
-        help: "The checkpoint, a diffusers folder or a single .safetensors or .ckpt file. Wins over the configuration."
+        help: """
+            The checkpoint, a diffusers folder or a single .safetensors or .ckpt file, or the name of a configured model. Wins over the \
+            configuration.
+            """
     )
     var model: String?
 
@@ -117,14 +120,16 @@ struct ModelOptions: ParsableArguments {
     /// The configuration with these arguments applied.
     func load() throws -> Configuration {
         var result = try configuration.load()
-        if let model {
+        if let model, let configured = result.allModels.first(where: { $0.name == model }) {
+            result.model = configured
+        } else if let model {
             result.model.path = model
             // What the configuration says of its own model is not about this one.
             result.model.vae = nil
             result.model.prediction = .auto
         }
         if let vae { result.model.vae = vae }
-        if let precision { result.precision = precision }
+        if let precision { (result.precision, result.model.precision) = (precision, nil) }
         return result
     }
 }

@@ -36,10 +36,7 @@ struct ServeCommand: AsyncParsableCommand {
         let logger = makeLogger(configuration)
         let notifier = ServiceNotifier()
         notifier?.send(["STATUS=Loading \(configuration.model.path)"])
-        let options = configuration.pipelineOptions
-        let daemon = try Daemon(configuration: configuration, logger: logger) {
-            try StableDiffusionPipeline(options, logger: logger)
-        }
+        let daemon = try Daemon(configuration: configuration, logger: logger) { PipelineLoader(logger: logger) }
         let greeter = Greeter(configuration: configuration, logger: logger)
         try await daemon.run(
             notifier: notifier,

@@ -205,6 +205,36 @@ class Serving(unittest.TestCase):
             self.assertRegex(line, r'^(# (HELP|TYPE) \w+ .+|\w+(\{(\w+="[^"]*",?)+\})? [-+0-9.eEInfNa]+)$')
 
 
+class SeveralModels(unittest.TestCase):
+    def test_models_are_loaded_when_they_are_named_and_go_when_others_come(self):
+        demo = REPOSITORY / "Models/demo"
+        # All three take 12 MB or more, and 64 MiB hold no more than two of them in float32.
+        models = "".join(f"  - {{name: {name}, path: {demo}, precision: float32}}\n" for name in ("second", "third", "fourth"))
+        configuration = f"models:\n{models}  - {{name: gone, path: /nonexistent}}\ndevice: {{model_memory: 64}}\n"
+        with Daemon(configuration) as daemon:
+            daemon.wait_until_ready()
+
+            def loaded():
+                return [model["name"] for model in daemon.get("/models").json["models"] if model["loaded"]]
+
+            def draw(**fields):
+                answer = daemon.generate("a red circle", steps=2, seed=5, **fields)
+                self.assertEqual(answer.status, 200, answer.body)
+                return daemon.get("/download/" + answer.json["download_id"]).body
+
+            self.assertEqual(loaded(), ["demo"])
+            first = draw()
+            pictures = [draw(model=name) for name in ("second", "third", "fourth")]
+            self.assertEqual(len(set(pictures)), 1, "the same weights draw the same picture")
+            self.assertNotIn("demo", loaded())
+            self.assertIn("fourth", loaded())
+            self.assertEqual(draw(model="demo"), first)
+            refused = daemon.generate("a", model="gone")
+            self.assertEqual(refused.status, 422)
+            self.assertIn("/nonexistent", refused.json["detail"][0]["msg"])
+            self.assertEqual(daemon.generate("a", model="none").status, 422)
+
+
 class Queueing(unittest.TestCase):
     def test_a_full_queue_says_when_to_come_back(self):
         with Daemon("queue: {capacity: 1}\n") as daemon:

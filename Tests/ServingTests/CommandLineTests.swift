@@ -123,6 +123,15 @@ private func diffused(
         #expect(result.errors.contains("nowhere"))
     }
 
+    @Test func aConfiguredModelIsMeantByItsName() throws {
+        let directory = try TestSupport.TemporaryDirectory()
+        try directory.write("models: [{name: ink, path: nowhere/ink.safetensors}]", to: "config.yaml")
+        for (model, path) in [("ink", "nowhere/ink.safetensors"), ("./ink", "./ink")] {
+            let result = try diffused("generate", ["--prompt", "a", "--model", model], in: directory)
+            #expect(result.status == 1 && result.errors.contains("\(path): there is no such"), "\(result.errors)")
+        }
+    }
+
     @Test func missingVAEIs1() throws {
         let directory = try TestSupport.TemporaryDirectory()
         let arguments = ["--prompt", "a", "--model", demoModelPath, "--vae", "nowhere.safetensors"]

@@ -17,7 +17,9 @@ private func parse(_ text: String, environment: [String: String] = [:]) throws(C
 }
 
 private let topLevelKeys =
-    "server, model, image, precision, device, sampling, queue, storage, kernels, cache, limits, log"
+    "server, model, models, image, precision, device, sampling, queue, storage, kernels, cache, limits, log"
+
+private let modelKeys = "name, path, vae, prediction_type, loras, embeddings, precision"
 
 @Suite struct ConfigurationTests {
     @Test(arguments: ["", "\n", "# nothing\n", "---\n", "{}", "server:\nimage:\n", "\u{FEFF}"])
@@ -35,9 +37,13 @@ private let topLevelKeys =
               prediction_type: v_prediction
               loras: loras
               embeddings: /srv/embeddings
+            models:
+              - {name: xl, path: xl.safetensors, precision: float32, loras: xl-loras, vae: xl-vae}
+              - name: ink
+                path: /models/ink.ckpt
             image: {width: 768, height: auto}
             precision: bfloat16
-            device: {platform: "NVIDIA", index: 1, gemm: clblast}
+            device: {platform: "NVIDIA", index: 1, gemm: clblast, model_memory: 4096}
             sampling: {sampler: DPM++ 2M Karras, spacing: trailing, steps: 20, scale: -1.5e1,
               rng: cuda, prompt_syntax: a1111, clip_skip: 2}
             queue: {capacity: 3}
@@ -55,6 +61,15 @@ private let topLevelKeys =
         expected.model.prediction = .velocity
         expected.model.loras = "/etc/diffused/loras"
         expected.model.embeddings = "/srv/embeddings"
+        expected.models = [Configuration.Model(), Configuration.Model()]
+        expected.models[0].givenName = "xl"
+        expected.models[0].path = "/etc/diffused/xl.safetensors"
+        expected.models[0].precision = .float32
+        expected.models[0].loras = "/etc/diffused/xl-loras"
+        expected.models[0].vae = "/etc/diffused/xl-vae"
+        expected.models[1].givenName = "ink"
+        expected.models[1].path = "/models/ink.ckpt"
+        expected.modelMemory = 4096
         expected.image = .init(width: 768, height: nil)
         expected.precision = .bfloat16
         expected.device = DeviceOptions(platform: "NVIDIA", index: 1, gemm: .clblast)
@@ -77,11 +92,46 @@ private let topLevelKeys =
         #expect(again == expected)
     }
 
+    @Test func modelsAreCalledAfterTheirFiles() throws {
+        for (path, name) in [
+            ("Models/demo", "demo"), ("a/b.safetensors", "b"), ("/x/y.ckpt/", "y"), ("v1.5", "v1.5"),
+            (".ckpt", ".ckpt"),
+        ] {
+            var model = Configuration.Model()
+            model.path = path
+            #expect(model.name == name)
+        }
+    }
+
     @Test(arguments: [
         ("sever: {}", "1:1: sever: unknown key; did you mean \"server\"? (allowed here: \(topLevelKeys))"),
         (
             "server:\n  prot: 80",
             "2:3: server.prot: unknown key; did you mean \"port\"? (allowed here: host, port)"
+        ),
+        ("models: 3", "1:9: models: found 3, allowed is a list of mappings with the keys \(modelKeys)"),
+        ("models: [a]", "1:10: models[0]: found a, allowed are the keys \(modelKeys)"),
+        ("models:\n  - {path: a}", "2:5: models[0]: there is no key name, which is needed here"),
+        ("models:\n  - {name: a}", "2:5: models[0]: there is no key path, which is needed here"),
+        (
+            "models:\n  - {name: a, path: b}\n  - {name: a, path: c}",
+            "3:12: models[1].name: found a, allowed is a name that no other model has"
+        ),
+        (
+            "model: {path: x/a.ckpt}\nmodels: [{name: a, path: c}]",
+            "2:17: models[0].name: found a, allowed is a name that no other model has"
+        ),
+        (
+            "models: [{name: a, path: b, precision: int8}]",
+            "1:40: models[0].precision: found int8, allowed is auto, float32, float16, bfloat16"
+        ),
+        (
+            "model: {name: \(String(repeating: "n", count: 201))}",
+            "1:15: model.name: found \(String(repeating: "n", count: 60))…, allowed is auto or text of at most 200 characters"
+        ),
+        (
+            "device: {model_memory: 1}",
+            "1:24: device.model_memory: found 1, allowed is auto or a whole number from 64 to 16777216"
         ),
         ("server: {color: red}", "1:10: server.color: unknown key (allowed here: host, port)"),
         ("server:\n  port: http", "2:9: server.port: found http, allowed is a whole number from 0 to 65535"),

@@ -13,16 +13,40 @@ final class FakeDevice: Sendable {
         var isHeld = false
         var prepared: [GenerationRequest] = []
         var failures: [String: GenerationError] = [:]
+        var loads: [String] = []
+        var loaded: [String] = []
     }
 
     private let state = Mutex(State())
     let nativeSize: Int
+    /// Models that fit it at a time; all weigh the same.
+    let room: Int
     /// Opens when the model may finish loading.
     let mayLoad = DispatchSemaphore(value: 0)
     private let gate = NSCondition()
 
-    init(nativeSize: Int = 64) {
+    init(nativeSize: Int = 64, room: Int = 100) {
         self.nativeSize = nativeSize
+        self.room = room
+    }
+
+    /// Every model that was loaded, by its path, in order.
+    var loads: [String] { state.withLock { $0.loads } }
+    /// What is loaded now.
+    var loaded: [String] { state.withLock { $0.loaded } }
+
+    fileprivate func load(_ path: String) throws {
+        try state.withLock { state in
+            guard state.loaded.count < room else {
+                throw GenerationError.outOfDeviceMemory(bytes: 1 << 20, reason: "full")
+            }
+            state.loads.append(path)
+            state.loaded.append(path)
+        }
+    }
+
+    fileprivate func unload(_ path: String) {
+        state.withLock { $0.loaded.removeAll { $0 == path } }
     }
 
     /// Requests that were begun, without the warm-up.
@@ -61,16 +85,58 @@ final class FakeDevice: Sendable {
     }
 }
 
+/// Loads models onto a fake device: any path but those that say "missing", which are not there, and "damaged", which do not load.
+final class FakeLoader: ModelLoader {
+    private let device: FakeDevice
+    private let waits: Bool
+
+    /// - Parameter waits: Whether the first model waits until it may load.
+    init(_ device: FakeDevice, waits: Bool = true) {
+        self.device = device
+        self.waits = waits
+    }
+
+    func outline(_ options: PipelineOptions) throws -> ModelOutline {
+        if options.modelPath.contains("missing") {
+            throw ConfigurationFileError(file: options.modelPath, found: "it is not there", allowed: "a model")
+        }
+        let side = options.modelPath.contains("large") ? 2 * device.nativeSize : device.nativeSize
+        return ModelOutline(name: options.modelPath, nativeSize: side, weightBytes: 1 << 20)
+    }
+
+    func load(_ options: PipelineOptions) throws -> any ImageGenerator {
+        if waits, device.loads.isEmpty { device.mayLoad.wait() }
+        if options.modelPath.contains("damaged") { throw GenerationError.nonFinite(reason: "weights are damaged") }
+        try device.load(options.modelPath)
+        return FakeGenerator(device, path: options.modelPath)
+    }
+
+    var availableBytes: Int? { (device.room - device.loaded.count) << 20 }
+
+    func releaseUnusedMemory() {}
+}
+
 /// Draws a gradient on a fake device.
 final class FakeGenerator: ImageGenerator {
     let device: FakeDevice
+    private let path: String
 
-    init(_ device: FakeDevice) {
+    init(_ device: FakeDevice, path: String) {
         self.device = device
+        self.path = path
+    }
+
+    deinit {
+        device.unload(path)
     }
 
     var model: ModelDescription {
-        ModelDescription(name: "fake", nativeSize: device.nativeSize, precision: .float32, deviceName: "no device")
+        ModelDescription(
+            name: path.split(separator: "/").last.map(String.init) ?? path,
+            nativeSize: device.nativeSize,
+            precision: .float32,
+            deviceName: "no device"
+        )
     }
 
     func prepare(_ request: GenerationRequest) throws -> any Generation {
@@ -141,8 +207,7 @@ func withDaemon<Result: Sendable>(
         logger: silentLogger,
         swaggerDirectories: swaggerDirectories
     ) {
-        device.mayLoad.wait()
-        return FakeGenerator(device)
+        FakeLoader(device)
     }
     if isLoaded { device.mayLoad.signal() }
     let (ready, markReady) = AsyncStream<Void>.makeStream()
@@ -178,4 +243,12 @@ func eventually(_ condition: @Sendable () async -> Bool) async -> Bool {
         try? await Task.sleep(for: .milliseconds(10))
     }
     return false
+}
+
+extension GenerateSchema {
+    /// A schema for one model.
+    init(configuration: Configuration, nativeSize: Int?, sizeMultiple: Int = 8) {
+        let model = Model(name: "demo", nativeSize: nativeSize, sizeMultiple: sizeMultiple)
+        self.init(configuration: configuration, usualModel: model)
+    }
 }

@@ -377,7 +377,7 @@ private func downloadID(_ response: TestResponse) throws -> String {
         configuration.storage.directory = directory.path
         configuration.server.port = 0
         let daemon = try Daemon(configuration: configuration, logger: silentLogger, swaggerDirectories: []) {
-            throw GenerationError.deviceFailed(reason: "no OpenCL platform")
+            FailingLoader()
         }
         let error = await #expect(throws: LoadFailure.self) {
             try await daemon.run(notifier: nil, onListening: { _ in }, onReady: { _ in })
@@ -392,9 +392,22 @@ private func downloadID(_ response: TestResponse) throws -> String {
         var configuration = Configuration()
         configuration.storage.directory = directory.path
         let daemon = try Daemon(configuration: configuration, logger: silentLogger, swaggerDirectories: []) {
-            FakeGenerator(device)
+            FakeLoader(device, waits: false)
         }
         let error = await #expect(throws: LoadFailure.self) { try await daemon.engine.run { _ in } }
         #expect(error?.description == "Models/demo is loaded but cannot draw: the device failed: build failed")
     }
+}
+
+/// A machine without a device.
+private final class FailingLoader: ModelLoader {
+    func outline(_ options: PipelineOptions) throws -> ModelOutline { ModelOutline(name: "demo", nativeSize: 64) }
+
+    func load(_ options: PipelineOptions) throws -> any ImageGenerator {
+        throw GenerationError.deviceFailed(reason: "no OpenCL platform")
+    }
+
+    var availableBytes: Int? { nil }
+
+    func releaseUnusedMemory() {}
 }

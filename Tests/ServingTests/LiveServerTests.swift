@@ -167,7 +167,7 @@ private final class Connection: Sendable {
             var configuration = daemon.configuration
             configuration.server.port = port
             let other = try Daemon(configuration: configuration, logger: silentLogger, swaggerDirectories: []) {
-                FakeGenerator(FakeDevice())
+                FakeLoader(FakeDevice(), waits: false)
             }
             let error = await #expect(throws: ListenFailure.self) {
                 try await other.run(notifier: nil, onListening: { _ in }, onReady: { _ in })
@@ -189,7 +189,7 @@ private final class Connection: Sendable {
         configuration.server.port = 0
         configuration.storage.directory = directory.path
         let daemon = try Daemon(configuration: configuration, logger: silentLogger, swaggerDirectories: []) {
-            FakeGenerator(device)
+            FakeLoader(device, waits: false)
         }
         let (ports, havePort) = AsyncStream<Int>.makeStream()
         let (readiness, isReady) = AsyncStream<Void>.makeStream()
@@ -234,8 +234,7 @@ private final class Connection: Sendable {
         configuration.server.port = 0
         configuration.storage.directory = directory.path
         let daemon = try Daemon(configuration: configuration, logger: silentLogger, swaggerDirectories: []) {
-            device.mayLoad.wait()
-            return FakeGenerator(device)
+            FakeLoader(device)
         }
         defer { device.mayLoad.signal() }
         let (ports, havePort) = AsyncStream<Int>.makeStream()

@@ -101,8 +101,7 @@ private final class NotifySocket: Sendable {
         configuration.storage.directory = directory.path
         let device = FakeDevice()
         let daemon = try Daemon(configuration: configuration, logger: silentLogger, swaggerDirectories: []) {
-            device.mayLoad.wait()
-            return FakeGenerator(device)
+            FakeLoader(device)
         }
         let run = Task {
             try await daemon.run(notifier: notifier, onListening: { _ in device.mayLoad.signal() }, onReady: { _ in })
@@ -113,7 +112,7 @@ private final class NotifySocket: Sendable {
             if seen.contains(where: { $0.contains("READY=1") }), seen.last == "WATCHDOG=1" { break }
         }
         #expect(seen.first { $0.contains("EXTEND_TIMEOUT_USEC=") } == "EXTEND_TIMEOUT_USEC=10000000\nWATCHDOG=1")
-        #expect(seen.contains("READY=1\nSTATUS=Drawing with fake on no device"))
+        #expect(seen.contains("READY=1\nSTATUS=Drawing with demo on no device"))
         #expect(seen.last == "WATCHDOG=1")
 
         run.cancel()

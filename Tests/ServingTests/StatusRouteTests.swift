@@ -48,7 +48,7 @@ import Testing
         try await withDaemon { daemon in
             try await daemon.test { client in
                 let ready = try await client.get("/health/ready")
-                #expect(ready.text == "{\"status\":\"ready\",\"detail\":\"fake in float32 on no device\"}")
+                #expect(ready.text == "{\"status\":\"ready\",\"detail\":\"demo in float32 on no device\"}")
             }
         }
     }
@@ -84,7 +84,7 @@ import Testing
                     "diffused_steps_total 2", "diffused_queue_depth 0", "diffused_queue_capacity 64",
                     "diffused_ready 1", "diffused_generation_seconds_bucket{le=\"+Inf\"} 1",
                     "diffused_wait_seconds_count 1", "# TYPE diffused_wait_seconds histogram",
-                    "diffused_model_info{model=\"fake\",device=\"no device\",precision=\"float32\",version=\"\(softwareVersion)\"} 1",
+                    "diffused_model_info{model=\"demo\",device=\"no device\",precision=\"float32\",version=\"\(softwareVersion)\"} 1",
                 ] {
                     #expect(lines.contains(line), "\(line)")
                 }

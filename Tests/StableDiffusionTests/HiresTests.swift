@@ -102,13 +102,16 @@ struct HiresTests {
         _ = try draw(request(nil), with: pipeline)
         let hires = HiresPass(scale: 2, strength: 0.5)
         let error = try #require(throws: GenerationError.self) { try pipeline.prepare(request(hires)) }
-        guard case .invalid("hires", let reason) = error else {
+        guard case .doesNotFit(let memory) = error else {
             Issue.record("\(error)")
             return
         }
-        #expect(reason.contains("a picture of 128x64 pixels takes"), "\(reason)")
+        #expect(memory.isPermanent && memory.size == .init(width: 128, height: 64), "\(error)")
+        #expect(memory.enlargedFrom == .init(width: 64, height: 32))
         // What is advised fits.
-        let advised = try #require(reason.split(separator: "that is a scale of ").last.flatMap { Double($0) })
+        let advised = try #require(
+            memory.description.split(separator: "that is a scale of ").last.flatMap { Double($0) }
+        )
         #expect(advised > 1 && advised < 2)
         _ = try pipeline.prepare(request(HiresPass(scale: advised, strength: 0.5)))
         // With room, both passes take no more than the second alone: the first has let go of its own by then.

@@ -303,7 +303,7 @@ struct LoRAPictureTests {
             try StableDiffusionPipeline(options, logger: testLogger)
         } throws: {
             "\($0)"
-                == "\(there.path)/missing: model.loras names it, and there is no such folder; "
+                == "\(there.path)/missing: loras names it, and there is no such folder; "
                 + "allowed: a folder, which may be empty, or none"
         }
         options.lorasDirectory = nil

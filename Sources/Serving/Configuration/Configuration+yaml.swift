@@ -12,11 +12,8 @@ extension Configuration {
           host: \(quoted(server.host))
           port: \(server.port)
         model:
-          path: \(quoted(model.path))
-          vae: \(model.vae.map(quoted) ?? "auto")
-          prediction_type: \(model.prediction.rawValue)
-          loras: \(model.loras.map(quoted) ?? "none")
-          embeddings: \(model.embeddings.map(quoted) ?? "none")
+          \(lines(of: model))
+        models:\(modelList)
         image:
           width: \(image.width.map(String.init) ?? "auto")
           height: \(image.height.map(String.init) ?? "auto")
@@ -25,6 +22,7 @@ extension Configuration {
           platform: \(device.platform.map(quoted) ?? "auto")
           index: \(device.index.map(String.init) ?? "auto")
           gemm: \(device.gemm.rawValue)
+          model_memory: \(modelMemory.map(String.init) ?? "auto")
         sampling:
           sampler: \(sampling.sampler.rawValue)
           schedule: \(sampling.schedule?.rawValue ?? "auto")
@@ -52,6 +50,24 @@ extension Configuration {
           level: \(log.level.rawValue)
 
         """
+    }
+
+    private func lines(of model: Model) -> String {
+        let lines = [
+            "name: \(model.givenName.map(quoted) ?? "auto")", "path: \(quoted(model.path))",
+            "vae: \(model.vae.map(quoted) ?? "auto")",
+            "prediction_type: \(model.prediction.rawValue)", "loras: \(model.loras.map(quoted) ?? "none")",
+            "embeddings: \(model.embeddings.map(quoted) ?? "none")",
+        ]
+        return lines.joined(separator: "\n  ")
+    }
+
+    private var modelList: String {
+        if models.isEmpty { return " []" }
+        return models.map { model in
+            let lines = lines(of: model).replacing("\n", with: "\n  ")
+            return "\n  - \(lines)\n    precision: \(model.precision?.rawValue ?? "auto")"
+        }.joined()
     }
 
     /// A JSON string is a YAML string.

@@ -10,8 +10,10 @@ public import StableDiffusion
 public struct Configuration: Equatable, Sendable {
     /// `server`: where the daemon listens.
     public var server = Server()
-    /// `model`: what it draws with.
+    /// `model`: what it draws with when a request names no other.
     public var model = Model()
+    /// `models`: what requests may name besides; loaded when the first one does.
+    public var models: [Model] = []
     /// `image`: the size of a picture when a request gives none.
     public var image = Image()
     /// `precision`: storage type of weights and activations; `float32`, `float16` or `bfloat16`.
@@ -22,6 +24,10 @@ public struct Configuration: Equatable, Sendable {
     ///
     /// Default: the best one, with the faster GEMM.
     public var device = DeviceOptions()
+    /// `device.model_memory`: MiB of the device's memory that the weights of loaded models may take together, 64 to 16777216.
+    ///
+    /// Nil (`auto`, the default) is as much as there is: a model goes when there is no room for another, or for a picture.
+    public var modelMemory: Int?
     /// `sampling`: how a picture is drawn when a request does not say.
     public var sampling = Sampling()
     /// `queue`: how many requests may wait.
@@ -49,8 +55,12 @@ public struct Configuration: Equatable, Sendable {
         public var port = 8000
     }
 
-    /// What the daemon draws with.
+    /// A model.
     public struct Model: Equatable, Sendable {
+        /// `model.name`: what requests call it, up to 200 characters.
+        ///
+        /// Nil (`auto`, the default) is the last part of `path`, without a single file's ending. In `models` it is required.
+        public var givenName: String?
         /// `model.path`: a checkpoint, a diffusers folder or a single `.safetensors` or `.ckpt` file.
         ///
         /// Relative to the configuration file. Default `Models/demo`.
@@ -71,6 +81,21 @@ public struct Configuration: Equatable, Sendable {
         ///
         /// Nil (`none`, the default) has none.
         public var embeddings: String?
+        /// `precision` of one of `models`: storage type of its weights and activations.
+        ///
+        /// Nil (`auto`, the default) is that of the whole configuration, as it always is for `model`.
+        public var precision: Precision?
+
+        /// A model with the defaults.
+        public init() {}
+
+        /// What requests call it.
+        public var name: String {
+            if let givenName { return givenName }
+            let last = path.split(separator: "/").last.map(String.init) ?? path
+            let ending = [".safetensors", ".ckpt"].first { last.hasSuffix($0) && last != $0 }
+            return String(last.dropLast(ending?.count ?? 0))
+        }
     }
 
     /// Picture size of a request that names none.
@@ -194,13 +219,19 @@ public struct Configuration: Equatable, Sendable {
     /// The defaults of an empty file, without any environment.
     public init() {}
 
-    /// What the pipeline has to know.
-    public var pipelineOptions: PipelineOptions {
+    /// Every model that can be asked for; the first is the one that draws when a request names none.
+    public var allModels: [Model] { [model] + models }
+
+    /// What the pipeline has to know of the usual model.
+    public var pipelineOptions: PipelineOptions { pipelineOptions(for: model) }
+
+    /// What the pipeline has to know of a model.
+    public func pipelineOptions(for model: Model) -> PipelineOptions {
         PipelineOptions(
             modelPath: model.path,
             vaePath: model.vae,
             prediction: model.prediction,
-            precision: precision,
+            precision: model.precision ?? precision,
             device: device,
             lorasDirectory: model.loras,
             embeddingsDirectory: model.embeddings,

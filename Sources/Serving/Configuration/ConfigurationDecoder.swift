@@ -20,7 +20,8 @@ struct ConfigurationDecoder {
             node: root,
             file: file,
             keys: [
-                "server", "model", "image", "precision", "device", "sampling", "queue", "storage", "kernels", "cache",
+                "server", "model", "models", "image", "precision", "device", "sampling", "queue", "storage", "kernels",
+                "cache",
                 "limits", "log",
             ]
         )
@@ -40,22 +41,28 @@ struct ConfigurationDecoder {
             try server.text("host", into: &result.server.host)
             try server.integer("port", in: 0...65535, into: &result.server.port)
         }
-        if let model = try top.section("model", keys: ["path", "vae", "prediction_type", "loras", "embeddings"]) {
-            try model.path("path", from: directory, into: &result.model.path)
-            try model.path("vae", from: directory, orWord: "auto", into: &result.model.vae)
-            try model.choice("prediction_type", into: &result.model.prediction)
-            try model.path("loras", from: directory, orWord: "none", into: &result.model.loras)
-            try model.path("embeddings", from: directory, orWord: "none", into: &result.model.embeddings)
+        if let model = try top.section("model", keys: Self.modelKeys) { try decode(model, into: &result.model) }
+        for section in try top.sections("models", keys: Self.modelKeys + ["precision"]) {
+            var model = Configuration.Model()
+            try section.require("name")
+            try section.require("path")
+            try decode(section, into: &model)
+            try section.choice("precision", orWord: "auto", into: &model.precision)
+            guard !result.allModels.contains(where: { $0.name == model.name }) else {
+                throw section.failure("name", allowed: "a name that no other model has")
+            }
+            result.models.append(model)
         }
         if let image = try top.section("image", keys: ["width", "height"]) {
             try image.size("width", atMost: result.limits.width, orWord: "auto", into: &result.image.width)
             try image.size("height", atMost: result.limits.height, orWord: "auto", into: &result.image.height)
         }
         try top.choice("precision", into: &result.precision)
-        if let device = try top.section("device", keys: ["platform", "index", "gemm"]) {
+        if let device = try top.section("device", keys: ["platform", "index", "gemm", "model_memory"]) {
             try device.text("platform", orWord: "auto", into: &result.device.platform)
             try device.integer("index", in: 0...255, orWord: "auto", into: &result.device.index)
             try device.choice("gemm", into: &result.device.gemm)
+            try device.integer("model_memory", in: 64...1 << 24, orWord: "auto", into: &result.modelMemory)
         }
         let samplingKeys = [
             "sampler", "schedule", "spacing", "steps", "scale", "rng", "prompt_syntax", "clip_skip",
@@ -97,6 +104,19 @@ struct ConfigurationDecoder {
             try log.choice("level", into: &result.log.level)
         }
         return result
+    }
+
+    private static let modelKeys = ["name", "path", "vae", "prediction_type", "loras", "embeddings"]
+
+    private func decode(_ section: ConfigurationSection, into model: inout Configuration.Model)
+        throws(ConfigurationError)
+    {
+        try section.text("name", orWord: "auto", atMost: 200, into: &model.givenName)
+        try section.path("path", from: directory, into: &model.path)
+        try section.path("vae", from: directory, orWord: "auto", into: &model.vae)
+        try section.choice("prediction_type", into: &model.prediction)
+        try section.path("loras", from: directory, orWord: "none", into: &model.loras)
+        try section.path("embeddings", from: directory, orWord: "none", into: &model.embeddings)
     }
 
     /// Largest picture side that `limits` may allow, in pixels.

@@ -7,6 +7,7 @@ internal import StableDiffusion
 struct ConfigurationSection {
     private let path: String?
     private let file: String
+    private let position: YAMLPosition
     private let values: [String: YAMLNode]
 
     /// Takes a mapping apart.
@@ -24,6 +25,7 @@ struct ConfigurationSection {
         }
         self.path = path
         self.file = file
+        position = node.position
         for entry in entries where !keys.contains(entry.key) {
             let suggestion = nearestName(to: entry.key, among: keys).map { "; did you mean \"\($0)\"?" } ?? ""
             throw ConfigurationError(
@@ -41,14 +43,61 @@ struct ConfigurationSection {
         return try ConfigurationSection(path: name(key), node: node, file: file, keys: keys)
     }
 
+    /// The sections of a list below this one; none when it is absent or empty.
+    func sections(_ key: String, keys: [String]) throws(ConfigurationError) -> [ConfigurationSection] {
+        guard let node = values[key], !node.isNull else { return [] }
+        guard case .sequence(let items) = node.content else {
+            throw failure(key, node, allowed: "a list of mappings with the keys \(keys.joined(separator: ", "))")
+        }
+        var sections: [ConfigurationSection] = []
+        for (index, item) in items.enumerated() {
+            sections.append(
+                try ConfigurationSection(path: "\(name(key))[\(index)]", node: item, file: file, keys: keys)
+            )
+        }
+        return sections
+    }
+
+    /// Refuses a section without a key.
+    func require(_ key: String) throws(ConfigurationError) {
+        guard values[key] == nil else { return }
+        throw ConfigurationError(
+            origin: .file(file, line: position.line, column: position.column),
+            key: path,
+            reason: "there is no key \(key), which is needed here"
+        )
+    }
+
+    /// The error of a key that is there.
+    func failure(_ key: String, allowed: String) -> ConfigurationError {
+        guard let node = values[key] else {
+            return ConfigurationError(
+                origin: .file(file, line: position.line, column: position.column),
+                key: path,
+                reason: "allowed is \(allowed)"
+            )
+        }
+        return failure(key, node, allowed: allowed)
+    }
+
     /// Text that is not empty.
     func text(_ key: String, into target: inout String) throws(ConfigurationError) {
         if let text = try text(key, allowed: "text that is not empty") { target = text }
     }
 
     /// Text that is not empty, or the word that leaves the default.
-    func text(_ key: String, orWord word: String, into target: inout String?) throws(ConfigurationError) {
+    ///
+    /// - Parameter limit: In characters; nil for any length.
+    func text(
+        _ key: String,
+        orWord word: String,
+        atMost limit: Int? = nil,
+        into target: inout String?
+    ) throws(ConfigurationError) {
         guard let text = try text(key, allowed: "\(word) or text that is not empty"), text != word else { return }
+        if let limit, text.unicodeScalars.count > limit {
+            throw failure(key, allowed: "\(word) or text of at most \(limit) characters")
+        }
         target = text
     }
 

@@ -25,7 +25,7 @@ extension Daemon {
                     // The page's links are relative, for the sake of proxies that serve it under another path.
                     return Response(status: .temporaryRedirect, headers: [.location: "../docs"])
                 }
-                return documentationPages.page(document: await openAPIDocument)
+                return documentationPages.page(document: openAPIDocument)
             },
             Route(
                 .get,
@@ -46,7 +46,7 @@ extension Daemon {
                     ]
                 )
             ) { _, _ in
-                Response(json: await openAPIDocument)
+                Response(json: openAPIDocument)
             },
             Route(.get, "/docs/{file}", operation: nil) { _, context in
                 try documentationPages.file(context.parameters.get("file") ?? "")
@@ -54,14 +54,5 @@ extension Daemon {
         ]
     }
 
-    /// Made anew for each request, because the native size is known only once the model is loaded.
-    private var openAPIDocument: JSONValue {
-        get async {
-            let schema = GenerateSchema(
-                configuration: configuration,
-                nativeSize: await queue.status.model?.nativeSize
-            )
-            return OpenAPIDocument.document(routes: routes(), generate: schema)
-        }
-    }
+    private var openAPIDocument: JSONValue { OpenAPIDocument.document(routes: routes(), generate: generateSchema) }
 }

@@ -21,11 +21,11 @@ extension GenerateSchema {
     }
 
     /// What is wrong with a request's second pass together with the rest of it.
-    func hiresProblem(_ request: GenerationRequest, _ body: JSONValue) -> RequestProblem? {
+    func hiresProblem(_ request: GenerationRequest, _ body: JSONValue, multiple: Int) -> RequestProblem? {
         guard request.hires != nil else { return nil }
         let reason =
             request.source == nil
-            ? configuration.limits.excess(ofSecondPass: request, multiple: sizeMultiple)
+            ? configuration.limits.excess(ofSecondPass: request, multiple: multiple)
             : HiresPass.reasonAgainstSources
         return reason.map {
             RequestProblem(type: "value_error", field: "hires", "Value error, \($0)", input: body["hires"])

@@ -18,21 +18,27 @@ struct GenerateSchema: Sendable {
         var multiple: Int?
     }
 
+    /// A model that a request may name.
+    struct Model: Sendable {
+        let name: String
+        /// Picture side of a request that names none, when the configuration leaves it to the model; nil while that is unknown.
+        var nativeSize: Int?
+        /// What the sides of a picture are multiples of, where a request leaves them to its image.
+        var sizeMultiple = 8
+        /// Why it cannot be used, if it cannot.
+        var problem: String?
+    }
+
     let configuration: Configuration
-    /// Picture side of a request that names none, when the configuration leaves it to the model.
-    private let nativeSize: Int?
-    /// What the sides of a picture are multiples of, where a request leaves them to its image.
-    let sizeMultiple: Int
+    /// The one that draws when a request names none.
+    private let usualModel: Model
+    private let otherModels: [Model]
 
     /// A schema with the limits and defaults of a configuration.
-    ///
-    /// - Parameters:
-    ///   - nativeSize: the model's picture side; nil while the model is unknown.
-    ///   - sizeMultiple: what it takes the sides of pictures in multiples of.
-    init(configuration: Configuration, nativeSize: Int?, sizeMultiple: Int = 8) {
+    init(configuration: Configuration, usualModel: Model, otherModels: [Model] = []) {
         self.configuration = configuration
-        self.nativeSize = nativeSize
-        self.sizeMultiple = sizeMultiple
+        self.usualModel = usualModel
+        self.otherModels = otherModels
     }
 
     // MARK: Checking a body
@@ -75,11 +81,13 @@ struct GenerateSchema: Sendable {
         var fields = FieldReader(body: body)
         let text = { (name: String, value: JSONValue) throws(RequestProblem) in try self.text(name, value) }
         let prompt = fields.readRequired("prompt", placeholder: "", text)
-        let size = nativeSize ?? 0
+        let model = fields.read("model", default: usualModel, model)
+        let size = model.nativeSize ?? 0
         let sampling = configuration.sampling
         let name = fields.read("sampler", default: SamplerName(sampling.sampler), samplerName)
         let sampler = name.sampler
         var request = GenerationRequest(
+            model: otherModels.isEmpty ? nil : model.name,
             prompt: prompt,
             negativePrompt: fields.read("negative_prompt", default: "", text),
             width: fields.read("width", default: configuration.image.width ?? size) { _, value throws(RequestProblem) in
@@ -133,14 +141,22 @@ struct GenerateSchema: Sendable {
                 fields.problems = [RequestProblem(type: "value_error", field: "sampler", "Value error, \(error)")]
             }
         }
-        if fields.problems.isEmpty { addSource(to: &request, of: body, &fields) }
-        if fields.problems.isEmpty, let problem = hiresProblem(request, body) { fields.problems = [problem] }
+        let multiple = model.sizeMultiple
+        if fields.problems.isEmpty { addSource(to: &request, of: body, multiple: multiple, &fields) }
+        if fields.problems.isEmpty, let problem = hiresProblem(request, body, multiple: multiple) {
+            fields.problems = [problem]
+        }
         guard fields.problems.isEmpty else { throw RequestProblems(problems: fields.problems) }
         return request
     }
 
     /// Adds the picture that a picture is to be made from, if there is one.
-    private func addSource(to request: inout GenerationRequest, of body: JSONValue, _ fields: inout FieldReader) {
+    private func addSource(
+        to request: inout GenerationRequest,
+        of body: JSONValue,
+        multiple: Int,
+        _ fields: inout FieldReader
+    ) {
         let strength = fields.read("strength", default: nil, strength)
         let outpainting = fields.readObject("outpaint", outpaint)
         let image = fields.read("image", default: nil) { name, value throws(RequestProblem) -> DecodedPicture? in
@@ -168,7 +184,7 @@ struct GenerateSchema: Sendable {
         let own = SourcePicture.size(
             of: image,
             outpainting,
-            multiple: sizeMultiple,
+            multiple: multiple,
             limits: (configuration.limits.width, configuration.limits.height)
         )
         if (body["width"] ?? .null) == .null { request.width = own.width }
@@ -181,7 +197,7 @@ struct GenerateSchema: Sendable {
                 strength: strength,
                 width: request.width,
                 height: request.height,
-                multiple: sizeMultiple
+                multiple: multiple
             )
         } catch {
             fields.problems.append(
@@ -204,6 +220,20 @@ struct GenerateSchema: Sendable {
             throw RequestProblem(type: "value_error", field: name, "Value error, it is no file in base64")
         }
         return Array(data)
+    }
+
+    private func model(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Model {
+        let models = [usualModel] + otherModels
+        let model = try choice(name, value, among: models.map(\.name)) { word in models.first { $0.name == word } }
+        if let problem = model.problem {
+            throw RequestProblem(
+                type: "value_error",
+                field: name,
+                "Value error, it cannot be used: \(problem)",
+                input: value
+            )
+        }
+        return model
     }
 
     private func strength(_ name: String, _ value: JSONValue) throws(RequestProblem) -> Double? {
@@ -529,7 +559,7 @@ struct GenerateSchema: Sendable {
     /// The schema `GenerationRequest` of the OpenAPI document.
     var openAPI: JSONValue {
         let length = JSONValue(configuration.limits.promptCharacters)
-        let size = { (side: Int?) in (side ?? nativeSize).map { JSONValue($0) } }
+        let size = { (side: Int?) in (side ?? usualModel.nativeSize).map { JSONValue($0) } }
         return [
             "title": "GenerationRequest",
             "type": "object",
@@ -542,6 +572,12 @@ struct GenerateSchema: Sendable {
                     "maxLength": length,
                     "example": "a red circle on a blue background",
                 ],
+                "model": describe(
+                    "Model",
+                    "What draws it; loaded first if it is not. GET /models tells more of each",
+                    ([usualModel] + otherModels).map(\.name),
+                    default: usualModel.name
+                ),
                 "scale": [
                     "title": "Scale",
                     "type": "number",

@@ -89,8 +89,11 @@ extension Response {
             let problem = RequestProblem(type: "value_error", field: field, "Value error, \(reason)")
             self.init(status: .unprocessableContent, json: RequestProblems(problems: [problem]).json)
         case .generation(.doesNotFit(let memory)) where memory.isPermanent:
-            let problem = RequestProblem(type: "value_error", field: "width", "Value error, \(memory)")
+            let field = memory.enlargedFrom == nil ? "width" : "hires"
+            let problem = RequestProblem(type: "value_error", field: field, "Value error, \(memory)")
             self.init(status: .unprocessableContent, json: RequestProblems(problems: [problem]).json)
+        case .model(let reason):
+            self.init(unavailable: reason, retryAfter: nil)
         case .generation(let error):
             self.init(unavailable: error.description, retryAfter: nil)
         case .storage(let error) where error.isDiskFull:

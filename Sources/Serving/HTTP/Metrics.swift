@@ -26,7 +26,7 @@ final class Metrics: Sendable {
         let capacity: Int
         let isRunning: Bool
         let isReady: Bool
-        let model: ModelDescription?
+        let models: [ModelCatalogue.Entry]
     }
 
     /// A cumulative histogram.
@@ -118,7 +118,7 @@ final class Metrics: Sendable {
         page.begin("diffused_ready", "gauge", "1 when pictures can be asked for.")
         page.sample([], gauges.isReady ? "1" : "0")
         page.begin("diffused_model_info", "gauge", "What is loaded, in the labels; always 1.")
-        if let model = gauges.model {
+        for model in gauges.models.compactMap(\.loaded) {
             page.sample(
                 [
                     ("model", model.name), ("device", model.deviceName), ("precision", model.precision.rawValue),
@@ -127,6 +127,8 @@ final class Metrics: Sendable {
                 "1"
             )
         }
+        page.begin("diffused_model_loads_total", "counter", "How often a model was loaded.")
+        for model in gauges.models { page.sample([("model", model.name)], String(model.loadCount)) }
         return page.text
     }
 

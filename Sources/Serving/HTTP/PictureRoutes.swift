@@ -53,13 +53,7 @@ extension Daemon {
         ) { request, _ in
             let reader = RequestBodyReader(limit: configuration.limits.bodyBytes)
             let bytes = try await reader.read(request)
-            let model = await queue.status.model
-            let schema = GenerateSchema(
-                configuration: configuration,
-                nativeSize: model?.nativeSize,
-                sizeMultiple: model?.sizeMultiple ?? 8
-            )
-            let image = try await queue.submit(try schema.decode(bytes))
+            let image = try await queue.submit(try generateSchema.decode(bytes))
             var headers: HTTPFields = [:]
             if let cut = image.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
                 headers[name] = String(cut.count)
@@ -72,6 +66,22 @@ extension Daemon {
                 headers: headers
             )
         }
+    }
+
+    /// Made anew for each request, because the sizes of models are known only once they have been looked at.
+    var generateSchema: GenerateSchema {
+        let models = catalogue.entries.map { entry in
+            GenerateSchema.Model(
+                name: entry.name,
+                nativeSize: entry.outline?.nativeSize,
+                sizeMultiple: entry.outline?.sizeMultiple ?? 8,
+                problem: entry.problem
+            )
+        }
+        // The usual model's trouble ends the daemon, and is no matter of a request.
+        var usual = models.first ?? GenerateSchema.Model(name: configuration.model.name)
+        usual.problem = nil
+        return GenerateSchema(configuration: configuration, usualModel: usual, otherModels: Array(models.dropFirst()))
     }
 
     private var downloadRoute: Route {

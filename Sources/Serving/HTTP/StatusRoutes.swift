@@ -7,7 +7,7 @@ internal import StableDiffusion
 
 extension Daemon {
     /// `GET /`, the health checks and the metrics.
-    var statusRoutes: [Route] { [rootRoute, liveRoute, readyRoute, metricsRoute] }
+    var statusRoutes: [Route] { [rootRoute, modelsRoute, liveRoute, readyRoute, metricsRoute] }
 
     private var rootRoute: Route {
         Route(
@@ -30,6 +30,63 @@ extension Daemon {
             )
         ) { _, _ in
             Response(json: ["message": "See /docs for documentation"])
+        }
+    }
+
+    private var modelsRoute: Route {
+        let model: JSONValue = [
+            "type": "object",
+            "required": ["name", "default", "loaded", "precision", "native_size", "size_multiple", "error"],
+            "properties": [
+                "name": ["type": "string", "description": "What a request calls it"],
+                "default": ["type": "boolean", "description": "Whether it draws when a request names none"],
+                "loaded": ["type": "boolean", "description": "Whether it is on the device now"],
+                "precision": ["type": "string", "enum": .array(Precision.allCases.map { .string($0.rawValue) })],
+                "native_size": [
+                    "type": "integer", "nullable": true,
+                    "description": "Width and height it was trained for, in pixels; null while that is unknown",
+                ],
+                "size_multiple": [
+                    "type": "integer", "nullable": true, "description": "What width and height are multiples of",
+                ],
+                "error": ["type": "string", "nullable": true, "description": "Why it cannot be used"],
+            ],
+        ]
+        return Route(
+            .get,
+            "/models",
+            operation: OpenAPIDocument.operation(
+                "The models that a request may name",
+                id: "models",
+                tag: "pictures",
+                responses: [
+                    (
+                        "200",
+                        OpenAPIDocument.response(
+                            "All of them, the usual one first",
+                            mediaType: "application/json",
+                            schema: [
+                                "type": "object",
+                                "required": ["models"],
+                                "properties": ["models": ["type": "array", "items": model]],
+                            ]
+                        )
+                    )
+                ]
+            )
+        ) { _, _ in
+            let models = zip(catalogue.entries, configuration.allModels).map { entry, model -> JSONValue in
+                [
+                    "name": .string(entry.name),
+                    "default": .bool(entry.name == configuration.model.name),
+                    "loaded": .bool(entry.loaded != nil),
+                    "precision": .string((model.precision ?? configuration.precision).rawValue),
+                    "native_size": entry.outline.map { JSONValue($0.nativeSize) } ?? .null,
+                    "size_multiple": entry.outline.map { JSONValue($0.sizeMultiple) } ?? .null,
+                    "error": entry.problem.map { .string($0) } ?? .null,
+                ]
+            }
+            return Response(json: ["models": .array(models)])
         }
     }
 
@@ -127,7 +184,7 @@ extension Daemon {
                     capacity: configuration.queue.capacity,
                     isRunning: status.isRunning,
                     isReady: status.phase == .serving && activity.stall() == nil,
-                    model: status.model
+                    models: catalogue.entries
                 )
             )
             return Response(

@@ -1,4 +1,4 @@
-// Owns the model and its device: loads it, draws once to be sure, then takes jobs from the queue one at a time, steps
+// Owns the models and their device: loads the usual one, draws once to be sure, then takes jobs from the queue one at a time, steps
 // each to its end and keeps the picture. Everything here blocks and therefore runs on the device's own thread.
 
 internal import Foundation
@@ -18,15 +18,16 @@ public struct LoadFailure: Error, CustomStringConvertible {
 
 /// The owner of the device.
 public actor Engine {
-    /// Makes the generator; called once, on the device's thread.
-    public typealias GeneratorFactory = @Sendable () throws -> any ImageGenerator
+    /// Makes what loads models; called once, on the device's thread.
+    public typealias LoaderFactory = @Sendable () -> any ModelLoader
 
     private nonisolated let executor = DeviceExecutor()
     /// Isolates the engine to the device's thread.
     public nonisolated var unownedExecutor: UnownedSerialExecutor { executor.asUnownedSerialExecutor() }
 
-    private let makeGenerator: GeneratorFactory
+    private let makeLoader: LoaderFactory
     private let configuration: Configuration
+    private let catalogue: ModelCatalogue
     private let queue: JobQueue
     private let store: ImageStore
     private let activity: EngineActivity
@@ -34,16 +35,18 @@ public actor Engine {
     private let logger: Logger
 
     init(
-        makeGenerator: @escaping GeneratorFactory,
+        makeLoader: @escaping LoaderFactory,
         configuration: Configuration,
+        catalogue: ModelCatalogue,
         queue: JobQueue,
         store: ImageStore,
         activity: EngineActivity,
         metrics: Metrics,
         logger: Logger
     ) {
-        self.makeGenerator = makeGenerator
+        self.makeLoader = makeLoader
         self.configuration = configuration
+        self.catalogue = catalogue
         self.queue = queue
         self.store = store
         self.activity = activity
@@ -51,49 +54,50 @@ public actor Engine {
         self.logger = logger
     }
 
-    /// Loads the model, then serves the queue until it drains.
+    /// Loads the usual model, then serves the queue until it drains.
     ///
     /// - Parameter onReady: called once, when the first picture can be asked for.
-    /// - Throws: `LoadFailure`. A failed generation fails its request alone.
+    /// - Throws: `LoadFailure`. A failed generation, or another model that does not load, fails its request alone.
     func run(onReady: @Sendable (ModelDescription) async -> Void) async throws {
-        let generator = try load()
-        let model = generator.model
+        let models = LoadedModels(
+            makeLoader(),
+            configuration: configuration,
+            catalogue: catalogue,
+            activity: activity,
+            logger: logger
+        )
+        let model = try begin(models)
         // A shutdown may have come while the model was loading.
         guard await queue.startServing(model) else { return }
         await onReady(model)
         while let job = await queue.next() {
-            let result = await perform(job, with: generator)
+            let result = await perform(job, with: models)
             await queue.finish(job, result)
         }
     }
 
     // MARK: Loading
 
-    private func load() throws -> any ImageGenerator {
-        try activity.during(.load) {
-            let start = ContinuousClock.now
-            let generator: any ImageGenerator
-            do {
-                generator = try makeGenerator()
-            } catch {
-                throw LoadFailure(attempt: "cannot load \(configuration.model.path)", cause: error)
-            }
-            let loadSeconds = start.secondsUntilNow
-            do {
-                try warmUp(generator)
-            } catch {
-                throw LoadFailure(attempt: "\(configuration.model.path) is loaded but cannot draw", cause: error)
-            }
-            logger.info(
-                "model ready",
-                metadata: [
-                    "model": "\(generator.model.name)", "device": "\(generator.model.deviceName)",
-                    "precision": "\(generator.model.precision.rawValue)", "load_seconds": "\(rounded(loadSeconds))",
-                    "warm_up_seconds": "\(rounded(start.secondsUntilNow - loadSeconds))",
-                ]
-            )
-            return generator
+    /// Loads the usual model and draws with it.
+    private func begin(_ models: LoadedModels) throws -> ModelDescription {
+        let start = ContinuousClock.now
+        models.readOutlines()
+        let generator = try models.generator(named: configuration.model.name)
+        let loadSeconds = start.secondsUntilNow
+        do {
+            try activity.during(.load) { try warmUp(generator) }
+        } catch {
+            throw LoadFailure(attempt: "\(configuration.model.path) is loaded but cannot draw", cause: error)
         }
+        logger.info(
+            "model ready",
+            metadata: [
+                "model": "\(generator.model.name)", "device": "\(generator.model.deviceName)",
+                "precision": "\(generator.model.precision.rawValue)", "load_seconds": "\(rounded(loadSeconds))",
+                "warm_up_seconds": "\(rounded(start.secondsUntilNow - loadSeconds))",
+            ]
+        )
+        return generator.model
     }
 
     /// Draws one small picture in one step with guidance, so that every kernel has run before the first request.
@@ -120,12 +124,14 @@ public actor Engine {
 
     private func perform(
         _ job: JobQueue.Job,
-        with generator: any ImageGenerator
+        with models: LoadedModels
     ) async -> Result<FinishedImage, JobFailure> {
         let request = job.request
         do {
             let start = ContinuousClock.now
-            let image = try await draw(job, with: generator)
+            let name = request.model ?? configuration.model.name
+            let generator = try models.generator(named: name)
+            let (image, steps) = try await draw(job, with: generator) { models.unloadAnother(besides: name) }
             let text = ParametersText.text(for: request, model: generator.model)
             let id = try activity.during(.save) {
                 let png = try PNGEncoder.encode(
@@ -141,8 +147,8 @@ public actor Engine {
             logger.info(
                 "picture done",
                 metadata: [
-                    "id": "\(id.uuidString.lowercased())", "size": "\(image.width)x\(image.height)",
-                    "steps": "\(request.steps)", "seed": "\(request.seed)", "seconds": "\(rounded(seconds))",
+                    "id": "\(id.uuidString.lowercased())", "model": "\(name)", "size": "\(image.width)x\(image.height)",
+                    "steps": "\(steps)", "seed": "\(request.seed)", "seconds": "\(rounded(seconds))",
                 ]
             )
             if let truncated = image.truncatedPrompt {
@@ -156,22 +162,39 @@ public actor Engine {
         }
     }
 
-    private func draw(_ job: JobQueue.Job, with generator: any ImageGenerator) async throws -> GeneratedImage {
+    /// Draws a picture, and says in how many steps.
+    ///
+    /// - Parameter makeRoom: Frees memory; false when there is none to free.
+    private func draw(
+        _ job: JobQueue.Job,
+        with generator: any ImageGenerator,
+        makeRoom: () -> Bool
+    ) async throws -> (image: GeneratedImage, steps: Int) {
         let size = job.request.finalSize(multiple: generator.model.sizeMultiple)
         let pixels = size.width * size.height
-        let generation = try activity.during(.prepare, pixels: pixels) { try generator.prepare(job.request) }
+        let generation = try activity.during(.prepare, pixels: pixels) {
+            while true {
+                do {
+                    return try generator.prepare(job.request)
+                } catch let error as GenerationError where error.isLackOfMemory && makeRoom() {
+                    continue
+                }
+            }
+        }
         while generation.completedSteps < generation.totalSteps {
             guard await !queue.isCancelled(job.id) else { throw JobFailure.cancelled }
             try activity.during(.step, pixels: pixels) { try generation.step() }
             metrics.countStep()
         }
-        return try activity.during(.decode, pixels: pixels) { try generation.decode() }
+        let image = try activity.during(.decode, pixels: pixels) { try generation.decode() }
+        return (image, generation.totalSteps)
     }
 
     private static func failure(_ error: any Error) -> JobFailure {
         switch error {
         case let error as JobFailure: error
         case let error as GenerationError: .generation(error)
+        case let error as LoadFailure: .model(reason: error.description)
         case let error as ImageStoreError: .storage(error)
         case let error as PNGError: .internal("\(error)")
         // Whatever else a pipeline throws comes from below it: the driver.
@@ -185,7 +208,17 @@ extension JobFailure {
     fileprivate var logLevel: Logger.Level {
         switch self {
         case .generation(.invalid), .generation(.doesNotFit), .cancelled, .queueFull, .loading, .shuttingDown: .info
-        case .generation, .storage, .internal: .error
+        case .generation, .model, .storage, .internal: .error
+        }
+    }
+}
+
+extension GenerationError {
+    /// Whether it might go better with other models gone.
+    fileprivate var isLackOfMemory: Bool {
+        switch self {
+        case .doesNotFit, .outOfDeviceMemory: true
+        case .invalid, .deviceFailed, .nonFinite: false
         }
     }
 }

@@ -14,6 +14,8 @@ public enum JobFailure: Error, Equatable, Sendable {
     case shuttingDown
     /// The job was cancelled.
     case cancelled
+    /// The model it names could not be loaded.
+    case model(reason: String)
     /// The model or its device could not do it.
     case generation(GenerationError)
     /// The picture is made and could not be kept.
@@ -192,7 +194,7 @@ extension Result where Success == FinishedImage, Failure == JobFailure {
         case .failure(.generation(.invalid)): .invalid
         case .failure(.cancelled): .cancelled
         case .failure(.shuttingDown), .failure(.loading), .failure(.queueFull): .refused
-        case .failure(.generation), .failure(.storage), .failure(.internal): .failed
+        case .failure(.generation), .failure(.model), .failure(.storage), .failure(.internal): .failed
         }
     }
 }

@@ -21,6 +21,7 @@ public struct Daemon: Sendable {
     let engine: Engine
     let store: ImageStore
     let activity = EngineActivity()
+    let catalogue: ModelCatalogue
     let metrics = Metrics()
     let documentationPages: DocumentationPages
     let logger: Logger
@@ -32,18 +33,18 @@ public struct Daemon: Sendable {
     /// - Parameters:
     ///   - configuration: a valid configuration.
     ///   - logger: where the daemon writes.
-    ///   - makeGenerator: loads the model; called once, on the device's thread.
+    ///   - makeLoader: makes what loads models; called once, on the device's thread.
     /// - Throws: `ImageStoreError` when pictures cannot be kept.
     public init(
         configuration: Configuration,
         logger: Logger,
-        makeGenerator: @escaping Engine.GeneratorFactory
+        makeLoader: @escaping Engine.LoaderFactory
     ) throws {
         try self.init(
             configuration: configuration,
             logger: logger,
             swaggerDirectories: DocumentationPages.standardDirectories(),
-            makeGenerator: makeGenerator
+            makeLoader: makeLoader
         )
     }
 
@@ -51,16 +52,18 @@ public struct Daemon: Sendable {
         configuration: Configuration,
         logger: Logger,
         swaggerDirectories: [String],
-        makeGenerator: @escaping Engine.GeneratorFactory
+        makeLoader: @escaping Engine.LoaderFactory
     ) throws {
         self.configuration = configuration
         self.logger = logger
         store = try ImageStore(directory: configuration.storage.directory)
         queue = JobQueue(capacity: configuration.queue.capacity, metrics: metrics)
+        catalogue = ModelCatalogue(names: configuration.allModels.map(\.name))
         documentationPages = DocumentationPages(directories: swaggerDirectories)
         engine = Engine(
-            makeGenerator: makeGenerator,
+            makeLoader: makeLoader,
             configuration: configuration,
+            catalogue: catalogue,
             queue: queue,
             store: store,
             activity: activity,

@@ -73,7 +73,7 @@ final class LoRADirectory {
 
     private func find(_ name: String) throws(GenerationError) -> Identity {
         guard let path else {
-            throw invalid("no directory of LoRAs is configured; set model.loras")
+            throw invalid("no directory of LoRAs is configured; give the model one with loras")
         }
         guard !name.isEmpty, !name.hasPrefix("."), name.utf8.count <= 200,
             !name.unicodeScalars.contains(where: { $0 == "/" || $0.value < 32 })
