@@ -3,7 +3,7 @@
 
     python3 scripts/compare-single-file.py [--ckpt] [--binary FILE] FOLDER
 
-For Stable Diffusion 1.x folders such as scripts/random_model.py makes. Which tensor goes where is found by letting diffusers
+For folders of Stable Diffusion 1.x and XL such as scripts/random_model.py makes. Which tensor goes where is found by letting diffusers
 convert a small file of the same structure back (scripts/fixtures/single_files.py); diffused's own tables have no part in it.
 Needs the packages of scripts/make-fixtures.py, twice the folder's size of memory and once of disk.
 """
@@ -34,9 +34,30 @@ def structure(folder):
     def small(channels):
         """Widths that differ where the real ones do, as only then a block has a shortcut."""
         order = sorted(set(channels))
-        return [32 * (1 + order.index(width)) for width in channels]
+        return [64 * (1 + order.index(width)) for width in channels]
 
-    return {
+    parts = {
+        "vae": single_files.vae_config(
+            block_out_channels=small(vae["block_out_channels"]), layers_per_block=vae["layers_per_block"],
+            down_block_types=["DownEncoderBlock2D"] * vae_levels, up_block_types=["UpDecoderBlock2D"] * vae_levels,
+        ),
+    }
+    second = folder / "text_encoder_2" / "config.json"
+    if second.exists():
+        family = next(family for family in single_files.families() if family["name"] == "sdxl")
+        depths = unet["transformer_layers_per_block"]
+        attends = [kind.startswith("CrossAttn") for kind in unet["down_block_types"]]
+        family["depths"] = [depth if is_cross else 0 for depth, is_cross in zip(depths, attends)]
+        family["unet"] |= {
+            "block_out_channels": small(unet["block_out_channels"]), "layers_per_block": unet["layers_per_block"],
+            "attention_head_dim": [1 + index for index in range(len(depths))], "transformer_layers_per_block": depths,
+            "down_block_types": unet["down_block_types"], "up_block_types": unet["up_block_types"],
+        }
+        for name in ("text_encoder", "text_encoder_2"):
+            layers = json.loads((folder / name / "config.json").read_text())["num_hidden_layers"]
+            family["text"][name]["config"]["num_hidden_layers"] = layers
+        return family | parts
+    return parts | {
         "name": "sd1", "depths": [int(kind.startswith("CrossAttn")) for kind in unet["down_block_types"]],
         "unet": {
             "in_channels": unet.get("in_channels", 4), "out_channels": 4, "sample_size": 64, "cross_attention_dim": 64,
@@ -44,10 +65,6 @@ def structure(folder):
             "attention_head_dim": 8, "down_block_types": unet["down_block_types"],
             "up_block_types": unet["up_block_types"],
         } | ({"mid_block_type": None} if unet.get("mid_block_type", "") is None else {}),
-        "vae": single_files.vae_config(
-            block_out_channels=small(vae["block_out_channels"]), layers_per_block=vae["layers_per_block"],
-            down_block_types=["DownEncoderBlock2D"] * vae_levels, up_block_types=["UpDecoderBlock2D"] * vae_levels,
-        ),
         "text": {
             "text_encoder": {
                 "kind": "clip", "prefix": "cond_stage_model.transformer.",
@@ -62,7 +79,7 @@ def component(folder, name):
     tensors = {}
     for file in sorted((folder / name).glob("*.safetensors")):
         tensors |= load_file(file)
-    if name == "text_encoder":
+    if name.startswith("text_encoder"):
         return {key.removeprefix("text_model."): value for key, value in tensors.items()}
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return {".".join(old.get(part, part) for part in key.split(".")): value for key, value in tensors.items()}
@@ -71,18 +88,26 @@ def component(folder, name):
 def converted(folder):
     described = single_files.single_file(structure(folder))
     names, shapes = list(described["shapes"]), list(described["shapes"].values())
-    result = {}
+    result, parts = {}, {}
     for name, mapping in described["components"].items():
         tensors = component(folder, name)
         for key, source in mapping.items():
-            if key in tensors:
-                value = tensors[key]
-                # What is a linear layer in diffusers can be a 1x1 convolution in the file.
-                if len(shapes[source]) == 4 and value.dim() == 2:
-                    value = value[:, :, None, None]
-                result[names[source]] = value.contiguous()
-            else:
+            # transformers keeps the part below this name in models without a projection.
+            value = tensors.get(key, tensors.get(key.removeprefix("text_model.")))
+            if value is None:
                 sys.exit(f"{folder}/{name} has no {key}")
+            if isinstance(source, list) and len(source) == 3:
+                # One of several that are one in the file.
+                parts.setdefault(source[0], {})[source[1]] = value
+                continue
+            if isinstance(source, list):
+                source, value = source[0], value.T
+            # What is a linear layer in diffusers can be a 1x1 convolution in the file.
+            if len(shapes[source]) == 4 and value.dim() == 2:
+                value = value[:, :, None, None]
+            result[names[source]] = value.contiguous()
+    for source, values in parts.items():
+        result[names[source]] = torch.cat([values[index] for index in range(len(values))])
     return result
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A model folder of Stable Diffusion 1.5's size with random weights, for comparisons and benchmarks: diffusers' layout, float16, 2 GB.
+With --xl one of Stable Diffusion XL's size, 7 GB.
 
-    python3 scripts/random_model.py FOLDER
+    python3 scripts/random_model.py [--xl] FOLDER
 
 Needs nothing but Python and Models/demo, whose tokenizer and schedule it copies, so that it also runs on a machine that has neither PyTorch
 nor numpy. The same numbers every time. Every matrix has a standard deviation that keeps the scale of what it multiplies, and the decoder's
@@ -39,6 +40,38 @@ TEXT_ENCODER = {
     "projection_dim": 768,
 }
 
+# Likewise for Stable Diffusion XL.
+XL_UNET = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+    "layers_per_block": 2,
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    "use_linear_projection": True,
+}
+XL_VAE = {**VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+XL_TEXT_ENCODER_2 = {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
+XL_INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "force_zeros_for_empty_prompt": True,
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+}
+
 # Standard normal numbers that all tensors are cut from, each beginning at another one; a prime number of them, so that no two rows of a
 # matrix are the same.
 PERIOD = 131071
@@ -74,27 +107,34 @@ class Tensors:
         if inputs != outputs:
             self.affine(name + ".conv_shortcut", [outputs, inputs, 1, 1])
 
-    def transformer(self, name, channels, context):
+    def transformer(self, name, channels, context, depth, is_linear):
+        projection = [channels, channels] if is_linear else [channels, channels, 1, 1]
         self.norm(name + ".norm", channels)
-        self.affine(name + ".proj_in", [channels, channels, 1, 1])
-        block = name + ".transformer_blocks.0"
-        for attention, width in (("attn1", channels), ("attn2", context)):
-            self.affine(f"{block}.{attention}.to_q", [channels, channels], bias=False)
-            for part in ("to_k", "to_v"):
-                self.affine(f"{block}.{attention}.{part}", [channels, width], bias=False)
-            self.affine(f"{block}.{attention}.to_out.0", [channels, channels])
-        for index in (1, 2, 3):
-            self.norm(f"{block}.norm{index}", channels)
-        self.affine(f"{block}.ff.net.0.proj", [8 * channels, channels])
-        self.affine(f"{block}.ff.net.2", [channels, 4 * channels])
-        self.affine(name + ".proj_out", [channels, channels, 1, 1])
+        self.affine(name + ".proj_in", projection)
+        for number in range(depth):
+            block = f"{name}.transformer_blocks.{number}"
+            for attention, width in (("attn1", channels), ("attn2", context)):
+                self.affine(f"{block}.{attention}.to_q", [channels, channels], bias=False)
+                for part in ("to_k", "to_v"):
+                    self.affine(f"{block}.{attention}.{part}", [channels, width], bias=False)
+                self.affine(f"{block}.{attention}.to_out.0", [channels, channels])
+            for index in (1, 2, 3):
+                self.norm(f"{block}.norm{index}", channels)
+            self.affine(f"{block}.ff.net.0.proj", [8 * channels, channels])
+            self.affine(f"{block}.ff.net.2", [channels, 4 * channels])
+        self.affine(name + ".proj_out", projection)
 
 
 def unet_tensors(config):
     """The tensors of diffusers' UNet2DConditionModel."""
     t = Tensors()
     channels, layers, context = config["block_out_channels"], config["layers_per_block"], config["cross_attention_dim"]
+    depths, is_linear = config["transformer_layers_per_block"], config["use_linear_projection"]
+    depths = depths if isinstance(depths, list) else [depths] * len(channels)
     time = 4 * channels[0]
+    if config["addition_embed_type"]:
+        t.affine("add_embedding.linear_1", [time, config["projection_class_embeddings_input_dim"]])
+        t.affine("add_embedding.linear_2", [time, time])
     t.affine("time_embedding.linear_1", [time, channels[0]])
     t.affine("time_embedding.linear_2", [time, time])
     t.affine("conv_in", [channels[0], config["in_channels"], 3, 3])
@@ -105,21 +145,21 @@ def unet_tensors(config):
             t.resnet(f"{block}.resnets.{layer}", width, channels[level], time)
             width = channels[level]
             if kind.startswith("CrossAttn"):
-                t.transformer(f"{block}.attentions.{layer}", width, context)
+                t.transformer(f"{block}.attentions.{layer}", width, context, depths[level], is_linear)
             skips.append(width)
         if level < len(channels) - 1:
             t.affine(f"{block}.downsamplers.0.conv", [width, width, 3, 3])
             skips.append(width)
     for layer in range(2):
         t.resnet(f"mid_block.resnets.{layer}", width, width, time)
-    t.transformer("mid_block.attentions.0", width, context)
+    t.transformer("mid_block.attentions.0", width, context, depths[-1], is_linear)
     for index, kind in enumerate(config["up_block_types"]):
         block, level = f"up_blocks.{index}", len(channels) - 1 - index
         for layer in range(layers + 1):
             t.resnet(f"{block}.resnets.{layer}", width + skips.pop(), channels[level], time)
             width = channels[level]
             if kind.startswith("CrossAttn"):
-                t.transformer(f"{block}.attentions.{layer}", width, context)
+                t.transformer(f"{block}.attentions.{layer}", width, context, depths[level], is_linear)
         if level > 0:
             t.affine(f"{block}.upsamplers.0.conv", [width, width, 3, 3])
     t.norm("conv_norm_out", width)
@@ -161,7 +201,7 @@ def vae_tensors(config):
 
 
 def text_encoder_tensors(config):
-    """The tensors of transformers' CLIPTextModel, with the deviations it starts a training with and no biases."""
+    """The tensors of transformers' CLIPTextModel, or of that with a projection, with the deviations it starts a training with and no biases."""
     t = Tensors()
     width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     t.add("text_model.embeddings.token_embedding.weight", [config["vocab_size"], width], 0.02)
@@ -182,6 +222,8 @@ def text_encoder_tensors(config):
             t.add(f"{layer}.{name}.weight", shape, deviation)
             t.add(f"{layer}.{name}.bias", shape[:1], 0.0)
     t.norm("text_model.final_layer_norm", width)
+    if config["architectures"] == ["CLIPTextModelWithProjection"]:
+        t.affine("text_projection", [config["projection_dim"], width], bias=False)
     return t.list
 
 
@@ -211,24 +253,32 @@ def write_safetensors(path, tensors, normals, blocks):
                 remaining, start = remaining - len(part), 0
 
 
-def make_model(folder, demo=DEMO):
+def make_model(folder, demo=DEMO, is_xl=False):
     """Writes the model into a folder, which is there only once it is complete."""
+    suffixes = ["", "_2"] if is_xl else [""]
     folder, work = pathlib.Path(folder), pathlib.Path(f"{folder}.{os.getpid()}")
     generator, blocks = random.Random(0), {}
     normals = [generator.gauss(0, 1) for _ in range(PERIOD)]
     for part, changes, tensors, file in (
-        ("unet", UNET, unet_tensors, "diffusion_pytorch_model.safetensors"),
-        ("vae", VAE, vae_tensors, "diffusion_pytorch_model.safetensors"),
+        ("unet", XL_UNET if is_xl else UNET, unet_tensors, "diffusion_pytorch_model.safetensors"),
+        ("vae", XL_VAE if is_xl else VAE, vae_tensors, "diffusion_pytorch_model.safetensors"),
         ("text_encoder", TEXT_ENCODER, text_encoder_tensors, "model.safetensors"),
+        ("text_encoder_2", XL_TEXT_ENCODER_2, text_encoder_tensors, "model.safetensors"),
     ):
-        config = json.loads((demo / part / "config.json").read_text())
+        if part.endswith("_2") and not is_xl:
+            continue
+        config = json.loads((demo / part.removesuffix("_2") / "config.json").read_text())
         config.update(changes)
         (work / part).mkdir(parents=True)
         (work / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         write_safetensors(work / part / file, tensors(config), normals, blocks)
-    for part in ("tokenizer", "scheduler"):
-        shutil.copytree(demo / part, work / part)
-    shutil.copy(demo / "model_index.json", work)
+    shutil.copytree(demo / "scheduler", work / "scheduler")
+    for suffix in suffixes:
+        shutil.copytree(demo / "tokenizer", work / f"tokenizer{suffix}")
+    index = json.loads((demo / "model_index.json").read_text())
+    if is_xl:
+        index.update(XL_INDEX)
+    (work / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     work.rename(folder)
@@ -250,6 +300,8 @@ def cached_model():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: random_model.py FOLDER")
-    make_model(sys.argv[1])
+    arguments = sys.argv[1:]
+    xl = arguments[:1] == ["--xl"]
+    if len(arguments) != 1 + xl or arguments[-1].startswith("-"):
+        sys.exit("usage: random_model.py [--xl] FOLDER")
+    make_model(arguments[-1], is_xl=xl)

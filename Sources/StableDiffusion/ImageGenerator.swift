@@ -69,6 +69,12 @@ public struct Seed: Sendable, Hashable, CustomStringConvertible {
         isNegative = false
     }
 
+    /// The seed of the picture so many places later in a batch; after the largest comes 0.
+    public func advanced(by count: Int) -> Seed {
+        let next = bits &+ UInt64(truncatingIfNeeded: count)
+        return isNegative && Int64(bitPattern: next) < 0 ? Seed(Int64(bitPattern: next)) : Seed(next)
+    }
+
     /// The number modulo `divisor` as Python takes it: never negative.
     func modulo(_ divisor: UInt64) -> UInt64 {
         guard isNegative else { return bits % divisor }

@@ -9,7 +9,7 @@ internal import StableDiffusion
 struct GenerateCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "generate",
-        abstract: "Draws one picture into a PNG file and prints its path."
+        abstract: "Draws a picture, or several, into PNG files and prints their paths."
     )
 
     @OptionGroup var model: ModelOptions
@@ -109,7 +109,15 @@ struct GenerateCommand: ParsableCommand {
     @Option(help: "Height in pixels, a multiple of 8.")
     var height: Int?
 
-    @Option(help: "The file to write. Default: named after the prompt and the seed, without overwriting anything.")
+    @Option(help: "Number of pictures, each with the seed after the last one's.")
+    var count = 1
+
+    @Option(
+        help: """
+            The file to write; several pictures are numbered before its ending. Default: named after the prompt and the seed, without overwriting \
+            anything.
+            """
+    )
     var output: String?
 
     func run() throws {
@@ -119,6 +127,9 @@ struct GenerateCommand: ParsableCommand {
         let width = try width.map { try configuration.checkedSide($0, option: "--width", limit: limits.width) }
         let height = try height.map { try configuration.checkedSide($0, option: "--height", limit: limits.height) }
         let steps = try configuration.checkedSteps(steps ?? configuration.sampling.steps)
+        guard 1...limits.count ~= count else {
+            throw UsageError(description: "--count: found \(count), allowed is 1 to \(limits.count)")
+        }
         let scale = scale ?? configuration.sampling.scale
         let maximumScale = GenerationRequest.maximumGuidanceScale
         guard scale.isFinite, scale <= maximumScale else {
@@ -206,6 +217,16 @@ struct GenerateCommand: ParsableCommand {
 
         let logger = makeLogger(configuration)
         let generator = try StableDiffusionPipeline(options, logger: logger)
+        for index in 0..<count {
+            var picture = request
+            picture.seed = request.seed.advanced(by: index)
+            try draw(picture, with: generator, to: output.map { count > 1 ? Self.numbered($0, index + 1) : $0 })
+        }
+    }
+
+    /// Draws a picture and prints where it is.
+    private func draw(_ request: GenerationRequest, with generator: StableDiffusionPipeline, to output: String?) throws
+    {
         let generation = try generator.prepare(request)
         var progress = ProgressBar(steps: generation.totalSteps)
         while generation.completedSteps < generation.totalSteps {
@@ -227,6 +248,13 @@ struct GenerateCommand: ParsableCommand {
             Diffused.write("note: the prompt is longer than the model reads; this was cut: \(cut)\n")
         }
         print(path)
+    }
+
+    /// The path of one of several pictures: `a.png` is `a-1.png`, and so on.
+    static func numbered(_ path: String, _ number: Int) -> String {
+        let name = path.split(separator: "/", omittingEmptySubsequences: false).last ?? ""
+        guard let dot = name.lastIndex(of: "."), dot != name.startIndex else { return "\(path)-\(number)" }
+        return "\(path[..<dot])-\(number)\(path[dot...])"
     }
 
     /// The second pass that the arguments ask for.

@@ -200,6 +200,32 @@ struct DrawingCommandLineTests {
         #expect(start == [0x89, 0x50, 0x4E, 0x47])
     }
 
+    /// Each of several is the single picture with its seed.
+    @Test func severalPicturesAreNumbered() throws {
+        let directory = try TestSupport.TemporaryDirectory()
+        func draw(_ arguments: String...) throws -> (status: Int32, output: String, errors: String) {
+            try diffused(
+                "generate",
+                ["--prompt", "a", "--steps", "1", "--width", "32", "--height", "32", "--model", demoModelPath]
+                    + arguments,
+                in: directory,
+                environment: ProcessInfo.processInfo.environment
+            )
+        }
+        let several = try draw("--seed", "4", "--count", "2", "--output", "a.b/p.png")
+        #expect(several.status == 1 && several.errors.contains("a.b/p-1.png"), "\(several.errors)")
+        #expect(try draw("--seed", "4", "--count", "2", "--output", "p.png").output == "p-1.png\np-2.png\n")
+        #expect(try draw("--seed", "5", "--output", "single").output == "single\n")
+        let pictures = try ["p-2.png", "single"].map {
+            try Data(contentsOf: URL(fileURLWithPath: "\(directory.path)/\($0)"))
+        }
+        #expect(pictures[0] == pictures[1])
+        for count in ["0", "17"] {
+            let refused = try draw("--count", count)
+            #expect(refused.status == 2 && refused.errors.contains("--count: found \(count)"))
+        }
+    }
+
     private func draw(into output: String, in directory: TestSupport.TemporaryDirectory) throws
         -> (status: Int32, output: String, errors: String)
     {

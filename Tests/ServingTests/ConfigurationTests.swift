@@ -50,7 +50,7 @@ private let modelKeys = "name, path, vae, prediction_type, loras, embeddings, pr
             storage: {directory: /srv/pictures}
             kernels: {directory: Kernels}
             cache: {directory: cache}
-            limits: {width: 1024, height: 512, steps: 100, prompt_characters: 500, body_bytes: 4096}
+            limits: {width: 1024, height: 512, steps: 100, count: 7, prompt_characters: 500, body_bytes: 4096}
             log: {level: debug}
             """
         )
@@ -85,7 +85,7 @@ private let modelKeys = "name, path, vae, prediction_type, loras, embeddings, pr
         expected.storage.directory = "/srv/pictures"
         expected.kernels.directory = "/etc/diffused/Kernels"
         expected.cache.directory = "/etc/diffused/cache"
-        expected.limits = .init(width: 1024, height: 512, steps: 100, promptCharacters: 500, bodyBytes: 4096)
+        expected.limits = .init(width: 1024, height: 512, steps: 100, count: 7, promptCharacters: 500, bodyBytes: 4096)
         expected.log.level = .debug
         #expect(configuration == expected)
         let again = try Configuration.parse(Array(expected.yaml.utf8), file: "", directory: ".", environment: [:])

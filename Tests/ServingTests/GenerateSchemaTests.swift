@@ -12,7 +12,7 @@ private func decode(
 ) throws(RequestProblems) -> GenerationRequest {
     var configuration = Configuration()
     configure(&configuration)
-    return try GenerateSchema(configuration: configuration, nativeSize: 512).decode(Array(body.utf8))
+    return try GenerateSchema(configuration: configuration, nativeSize: 512).decode(Array(body.utf8)).request
 }
 
 private let samplerNames = """

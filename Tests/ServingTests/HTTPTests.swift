@@ -104,6 +104,50 @@ private func downloadID(_ response: TestResponse) throws -> String {
         }
     }
 
+    /// Each picture of several is the single one with its seed.
+    @Test func severalPictures() async throws {
+        let device = FakeDevice()
+        try await withDaemon(device) { daemon in
+            try await daemon.test { client in
+                let body = "{\"prompt\": \"a\", \"seed\": SEED, \"width\": 8, \"height\": 8, \"count\": COUNT}"
+                func generate(_ seed: String, _ count: String) async throws -> TestResponse {
+                    try await client.generate(body.replacing("SEED", with: seed).replacing("COUNT", with: count))
+                }
+                let answer = try await generate("-1", "3")
+                let listed = try #require(answer.json?["download_ids"]?.arrayValue)
+                let ids = listed.compactMap(\.stringValue)
+                #expect(ids.count == 3 && answer.json?["download_id"]?.stringValue == ids[0])
+                for (id, seed) in zip(ids, ["-1", "0", "1"]) {
+                    let single = try await generate(seed, "1")
+                    #expect(single.json?["download_ids"] == nil)
+                    let other = try downloadID(single)
+                    try await #expect(
+                        client.get("/download/\(id)").body == client.get("/download/\(other)").body
+                    )
+                }
+                for count in ["0", "17", "1.5", "\"x\""] {
+                    let refused = try await generate("1", count)
+                    #expect(refused.status == .unprocessableContent)
+                    #expect(refused.firstProblem?["loc"] == ["body", "count"])
+                }
+            }
+        }
+        #expect(device.prepared.prefix(3).map(\.seed.description) == ["-1", "0", "1"])
+    }
+
+    /// One that fails fails the request, and those before it are kept.
+    @Test func aFailureEndsABatch() async throws {
+        let device = FakeDevice()
+        device.fail("a", with: .deviceFailed(reason: "lost"))
+        try await withDaemon(device) { daemon in
+            try await daemon.test { client in
+                try await #expect(client.generate("{\"prompt\": \"a\", \"count\": 3}").status == .serviceUnavailable)
+                #expect(device.prepared.count == 1)
+                try await #expect(client.generate("{\"prompt\": \"b\"}").status == .ok)
+            }
+        }
+    }
+
     @Test func cutPromptIsReported() async throws {
         try await withDaemon { daemon in
             try await daemon.test { client in

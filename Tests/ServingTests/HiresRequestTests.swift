@@ -11,7 +11,7 @@ import Testing
         var configuration = Configuration()
         (configuration.limits.width, configuration.limits.height, configuration.limits.steps) = (1024, 512, 100)
         return try GenerateSchema(configuration: configuration, nativeSize: 256)
-            .decode(Array("{\"prompt\": \"a\", \(fields)}".utf8))
+            .decode(Array("{\"prompt\": \"a\", \(fields)}".utf8)).request
     }
 
     @Test func whatIsLeftOutHasItsDefault() throws {

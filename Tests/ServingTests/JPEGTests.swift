@@ -179,7 +179,7 @@ import Testing
         let schema = GenerateSchema(configuration: Configuration(), nativeSize: 64)
         let image = Data(photograph.bytes).base64EncodedString()
         let body = "{\"prompt\": \"a\", \"image\": \"\(image)\", \"mask\": \"\(image)\", \"width\": 16, \"height\": 24}"
-        let source = try #require(try schema.decode(Array(body.utf8)).source)
+        let source = try #require(try schema.decode(Array(body.utf8)).request.source)
         let upright = try DecodedPicture.rgb(photograph.bytes)
         #expect(upright.width == 6 && upright.height == 10)
         #expect(source.pixels == upright.resized(width: 16, height: 24).pixels)

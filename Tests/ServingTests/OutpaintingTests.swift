@@ -129,7 +129,7 @@ import Testing
 
     private func decode(_ fields: String) throws -> GenerationRequest {
         let body = "{\"prompt\": \"a\", \(fields.replacing("IMAGE", with: try Self.image.get()))}"
-        return try GenerateSchema(configuration: Configuration(), nativeSize: 64).decode(Array(body.utf8))
+        return try GenerateSchema(configuration: Configuration(), nativeSize: 64).decode(Array(body.utf8)).request
     }
 
     @Test func aRequestContinuesAPicture() throws {

@@ -84,7 +84,7 @@ import Testing
 
     private func decode(_ fields: String) throws -> GenerationRequest {
         try GenerateSchema(configuration: Configuration(), nativeSize: 64)
-            .decode(Array("{\"prompt\": \"a\", \(fields)}".utf8))
+            .decode(Array("{\"prompt\": \"a\", \(fields)}".utf8)).request
     }
 
     private func png(_ width: Int, _ height: Int) throws -> String {
@@ -97,7 +97,7 @@ import Testing
     func aPicturesOwnSizeSuitsTheModel(_ multiple: Int, _ width: Int, _ height: Int) throws {
         let image = try png(70, 47)
         let request = try GenerateSchema(configuration: Configuration(), nativeSize: 64, sizeMultiple: multiple)
-            .decode(Array("{\"prompt\": \"a\", \"image\": \"\(image)\"}".utf8))
+            .decode(Array("{\"prompt\": \"a\", \"image\": \"\(image)\"}".utf8)).request
         #expect(request.width == width && request.height == height)
     }
 

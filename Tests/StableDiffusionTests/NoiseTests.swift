@@ -27,6 +27,17 @@ import Testing
         #expect(Int(checksum) == draw["crc32"]?.integerValue, "\(name)")
     }
 
+    @Test(arguments: [
+        ("5", 1, "6"), ("0", 0, "0"), ("-1", 1, "0"), ("-3", 2, "-1"), ("18446744073709551615", 1, "0"),
+        ("9223372036854775807", 1, "9223372036854775808"), ("-9223372036854775808", 1, "-9223372036854775807"),
+    ])
+    func seedsCountUp(_ text: String, _ count: Int, _ expected: String) throws {
+        let signed = Int64(text).map { Seed($0) }
+        let seed = try #require(signed ?? UInt64(text).map { Seed($0) })
+        let next = seed.advanced(by: count)
+        #expect(next.description == expected && next.bits == seed.bits &+ UInt64(count))
+    }
+
     @Test func everySizeAndSeedMatchesBitForBit() throws {
         let draws = try #require(try Fixture.json("torch-randn.json")["draws"]?.arrayValue)
         #expect(draws.count > 400)

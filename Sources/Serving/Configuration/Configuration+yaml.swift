@@ -44,6 +44,7 @@ extension Configuration {
           width: \(limits.width)
           height: \(limits.height)
           steps: \(limits.steps)
+          count: \(limits.count)
           prompt_characters: \(limits.promptCharacters)
           body_bytes: \(limits.bodyBytes)
         log:

@@ -198,6 +198,10 @@ public struct Configuration: Equatable, Sendable {
         ///
         /// Default 1000.
         public var steps = 1000
+        /// `limits.count`: pictures of a request, 1 to 1000.
+        ///
+        /// Default 16.
+        public var count = 16
         /// `limits.prompt_characters`: Unicode scalars of a prompt, 1 to 1000000.
         ///
         /// Default 10000; a text encoder reads a few hundred at once.

@@ -29,11 +29,12 @@ struct ConfigurationDecoder {
         // The limits come first because other keys must stay below them.
         if let limits = try top.section(
             "limits",
-            keys: ["width", "height", "steps", "prompt_characters", "body_bytes"]
+            keys: ["width", "height", "steps", "count", "prompt_characters", "body_bytes"]
         ) {
             try limits.size("width", atMost: Self.largestSize, into: &result.limits.width)
             try limits.size("height", atMost: Self.largestSize, into: &result.limits.height)
             try limits.integer("steps", in: 1...1000, into: &result.limits.steps)
+            try limits.integer("count", in: 1...1000, into: &result.limits.count)
             try limits.integer("prompt_characters", in: 1...1_000_000, into: &result.limits.promptCharacters)
             try limits.integer("body_bytes", in: 1024...67_108_864, into: &result.limits.bodyBytes)
         }

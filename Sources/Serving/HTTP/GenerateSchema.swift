@@ -43,10 +43,18 @@ struct GenerateSchema: Sendable {
 
     // MARK: Checking a body
 
+    /// What a body asks for.
+    struct Order: Sendable {
+        /// The first picture.
+        let request: GenerationRequest
+        /// Pictures, each with the seed after the last one's.
+        let count: Int
+    }
+
     /// Checks a body and fills in the defaults.
     ///
     /// - Throws: `RequestProblems` with everything that is wrong.
-    func decode(_ bytes: [UInt8]) throws(RequestProblems) -> GenerationRequest {
+    func decode(_ bytes: [UInt8]) throws(RequestProblems) -> Order {
         guard !bytes.isEmpty else {
             throw RequestProblems(
                 problems: [RequestProblem(type: "missing", at: [.name("body")], "Field required", input: .null)]
@@ -71,7 +79,7 @@ struct GenerateSchema: Sendable {
         return try decode(body)
     }
 
-    private func decode(_ body: JSONValue) throws(RequestProblems) -> GenerationRequest {
+    private func decode(_ body: JSONValue) throws(RequestProblems) -> Order {
         do {
             try Self.requireObject(body, at: [.name("body")])
         } catch {
@@ -84,6 +92,9 @@ struct GenerateSchema: Sendable {
         let model = fields.read("model", default: usualModel, model)
         let size = model.nativeSize ?? 0
         let sampling = configuration.sampling
+        let count = fields.read("count", default: 1) { _, value throws(RequestProblem) in
+            try integer(countField, value)
+        }
         let name = fields.read("sampler", default: SamplerName(sampling.sampler), samplerName)
         let sampler = name.sampler
         var request = GenerationRequest(
@@ -147,7 +158,7 @@ struct GenerateSchema: Sendable {
             fields.problems = [problem]
         }
         guard fields.problems.isEmpty else { throw RequestProblems(problems: fields.problems) }
-        return request
+        return Order(request: request, count: count)
     }
 
     /// Adds the picture that a picture is to be made from, if there is one.
@@ -510,6 +521,17 @@ struct GenerateSchema: Sendable {
         )
     }
 
+    private var countField: IntegerField {
+        IntegerField(
+            name: "count",
+            title: "Count",
+            description:
+                "Number of images, each with the seed after the last one's and equal to the single image with it",
+            minimum: WholeNumber(1),
+            maximum: WholeNumber(configuration.limits.count)
+        )
+    }
+
     private var clipSkipField: IntegerField {
         IntegerField(
             name: "clip_skip",
@@ -590,6 +612,7 @@ struct GenerateSchema: Sendable {
                 ],
                 "steps": describe(stepsField, default: JSONValue(configuration.sampling.steps)),
                 "seed": describe(seedField, default: nil),
+                "count": describe(countField, default: 1),
                 "negative_prompt": [
                     "title": "Negative prompt",
                     "type": "string",

@@ -82,12 +82,18 @@ enum OpenAPIDocument {
             "download_id": [
                 "title": "Download ID",
                 "type": "string",
-                "description": "Identifier to download the generated image",
+                "description": "Identifier to download the generated image, the first of several",
+            ],
+            "download_ids": [
+                "title": "Download IDs",
+                "type": "array",
+                "items": ["type": "string"],
+                "description": "Identifiers of all images; only where count was more than 1",
             ],
             "time": [
                 "title": "Time",
                 "type": "number",
-                "description": "Total duration of generating this image",
+                "description": "Seconds it took to generate the images",
             ],
         ],
     ]

@@ -53,18 +53,19 @@ extension Daemon {
         ) { request, _ in
             let reader = RequestBodyReader(limit: configuration.limits.bodyBytes)
             let bytes = try await reader.read(request)
-            let image = try await queue.submit(try generateSchema.decode(bytes))
+            let order = try generateSchema.decode(bytes)
+            let images = try await queue.submit(order.request, count: order.count)
             var headers: HTTPFields = [:]
-            if let cut = image.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
+            if let cut = images.first?.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
                 headers[name] = String(cut.count)
             }
-            return Response(
-                json: [
-                    "download_id": .string(image.id.uuidString.lowercased()),
-                    "time": JSONValue((image.seconds * 1e6).rounded() / 1e6),
-                ],
-                headers: headers
-            )
+            let ids = images.map { JSONValue.string($0.id.uuidString.lowercased()) }
+            let seconds = images.reduce(0) { $0 + $1.seconds }
+            var members: JSONObject = [
+                "download_id": ids.first ?? .null, "time": JSONValue((seconds * 1e6).rounded() / 1e6),
+            ]
+            if ids.count > 1 { members["download_ids"] = .array(ids) }
+            return Response(json: .object(members), headers: headers)
         }
     }
 

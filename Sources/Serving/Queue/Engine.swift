@@ -122,67 +122,80 @@ public actor Engine {
 
     // MARK: Drawing
 
-    private func perform(
-        _ job: JobQueue.Job,
-        with models: LoadedModels
-    ) async -> Result<FinishedImage, JobFailure> {
-        let request = job.request
-        do {
-            let start = ContinuousClock.now
-            let name = request.model ?? configuration.model.name
-            let generator = try models.generator(named: name)
-            let (image, steps) = try await draw(job, with: generator) { models.unloadAnother(besides: name) }
-            let text = ParametersText.text(for: request, model: generator.model)
-            let id = try activity.during(.save) {
-                let png = try PNGEncoder.encode(
-                    pixels: image.pixels,
-                    width: image.width,
-                    height: image.height,
-                    text: (ParametersText.keyword, text)
-                )
-                return try store.save(png)
+    /// Makes and keeps the pictures of a job, one after another.
+    private func perform(_ job: JobQueue.Job, with models: LoadedModels) async -> Result<[FinishedImage], JobFailure> {
+        var images: [FinishedImage] = []
+        for index in 0..<job.count {
+            var request = job.request
+            request.seed = request.seed.advanced(by: index)
+            do {
+                images.append(try await picture(request, of: job.id, with: models))
+            } catch {
+                let failure = Self.failure(error)
+                logger.log(level: failure.logLevel, "no picture", metadata: ["reason": "\(error)"])
+                return .failure(failure)
             }
-            let seconds = start.secondsUntilNow
-            metrics.observeGeneration(seconds: seconds)
-            logger.info(
-                "picture done",
-                metadata: [
-                    "id": "\(id.uuidString.lowercased())", "model": "\(name)", "size": "\(image.width)x\(image.height)",
-                    "steps": "\(steps)", "seed": "\(request.seed)", "seconds": "\(rounded(seconds))",
-                ]
-            )
-            if let truncated = image.truncatedPrompt {
-                logger.notice("the prompt was cut", metadata: ["characters_cut": "\(truncated.count)"])
-            }
-            return .success(FinishedImage(id: id, seconds: seconds, truncatedPrompt: image.truncatedPrompt))
-        } catch {
-            let failure = Self.failure(error)
-            logger.log(level: failure.logLevel, "no picture", metadata: ["reason": "\(error)"])
-            return .failure(failure)
         }
+        return .success(images)
+    }
+
+    /// Makes and keeps a picture.
+    private func picture(
+        _ request: GenerationRequest,
+        of job: JobQueue.JobID,
+        with models: LoadedModels
+    ) async throws -> FinishedImage {
+        let start = ContinuousClock.now
+        let name = request.model ?? configuration.model.name
+        let generator = try models.generator(named: name)
+        let (image, steps) = try await draw(request, of: job, with: generator) { models.unloadAnother(besides: name) }
+        let text = ParametersText.text(for: request, model: generator.model)
+        let id = try activity.during(.save) {
+            let png = try PNGEncoder.encode(
+                pixels: image.pixels,
+                width: image.width,
+                height: image.height,
+                text: (ParametersText.keyword, text)
+            )
+            return try store.save(png)
+        }
+        let seconds = start.secondsUntilNow
+        metrics.observeGeneration(seconds: seconds)
+        logger.info(
+            "picture done",
+            metadata: [
+                "id": "\(id.uuidString.lowercased())", "model": "\(name)", "size": "\(image.width)x\(image.height)",
+                "steps": "\(steps)", "seed": "\(request.seed)", "seconds": "\(rounded(seconds))",
+            ]
+        )
+        if let truncated = image.truncatedPrompt {
+            logger.notice("the prompt was cut", metadata: ["characters_cut": "\(truncated.count)"])
+        }
+        return FinishedImage(id: id, seconds: seconds, truncatedPrompt: image.truncatedPrompt)
     }
 
     /// Draws a picture, and says in how many steps.
     ///
     /// - Parameter makeRoom: Frees memory; false when there is none to free.
     private func draw(
-        _ job: JobQueue.Job,
+        _ request: GenerationRequest,
+        of job: JobQueue.JobID,
         with generator: any ImageGenerator,
         makeRoom: () -> Bool
     ) async throws -> (image: GeneratedImage, steps: Int) {
-        let size = job.request.finalSize(multiple: generator.model.sizeMultiple)
+        let size = request.finalSize(multiple: generator.model.sizeMultiple)
         let pixels = size.width * size.height
         let generation = try activity.during(.prepare, pixels: pixels) {
             while true {
                 do {
-                    return try generator.prepare(job.request)
+                    return try generator.prepare(request)
                 } catch let error as GenerationError where error.isLackOfMemory && makeRoom() {
                     continue
                 }
             }
         }
         while generation.completedSteps < generation.totalSteps {
-            guard await !queue.isCancelled(job.id) else { throw JobFailure.cancelled }
+            guard await !queue.isCancelled(job) else { throw JobFailure.cancelled }
             try activity.during(.step, pixels: pixels) { try generation.step() }
             metrics.countStep()
         }

@@ -39,7 +39,10 @@ public actor JobQueue {
     /// A job as the engine sees it.
     struct Job: Sendable {
         let id: JobID
+        /// The first picture.
         let request: GenerationRequest
+        /// Pictures, each with the seed after the last one's.
+        let count: Int
     }
 
     /// What `/metrics` and `/health/ready` tell about the queue.
@@ -53,8 +56,9 @@ public actor JobQueue {
 
     private struct Ticket {
         let request: GenerationRequest
+        let count: Int
         let admitted: ContinuousClock.Instant
-        let continuation: CheckedContinuation<FinishedImage, any Error>
+        let continuation: CheckedContinuation<[FinishedImage], any Error>
     }
 
     private var state: StateMachine
@@ -81,12 +85,13 @@ public actor JobQueue {
 
     // MARK: For those who want a picture
 
-    /// Queues a request and waits for its picture.
+    /// Queues a request and waits for its pictures.
     ///
-    /// A client that goes away in the meantime changes nothing: the picture is finished and kept.
+    /// A client that goes away in the meantime changes nothing: the pictures are finished and kept.
     ///
-    /// - Throws: `JobFailure`.
-    func submit(_ request: GenerationRequest) async throws -> FinishedImage {
+    /// - Parameter count: Pictures, each with the seed after the last one's.
+    /// - Throws: `JobFailure`; pictures of the same request that were made by then are kept.
+    func submit(_ request: GenerationRequest, count: Int = 1) async throws -> [FinishedImage] {
         let refusal: JobFailure
         switch state.admit() {
         case .full(let waiting): refusal = .queueFull(waiting: waiting, retryAfterSeconds: secondsUntilPlace)
@@ -94,7 +99,7 @@ public actor JobQueue {
         case .draining: refusal = .shuttingDown
         case .admitted(let id, _):
             return try await withCheckedThrowingContinuation { continuation in
-                tickets[id] = Ticket(request: request, admitted: .now, continuation: continuation)
+                tickets[id] = Ticket(request: request, count: count, admitted: .now, continuation: continuation)
                 wakeEngine()
             }
         }
@@ -137,7 +142,7 @@ public actor JobQueue {
             case .run(let id):
                 guard let ticket = tickets[id] else { preconditionFailure("job \(id) was admitted without a ticket") }
                 metrics.observeWait(seconds: ticket.admitted.secondsUntilNow)
-                return Job(id: id, request: ticket.request)
+                return Job(id: id, request: ticket.request, count: ticket.count)
             }
         }
     }
@@ -148,10 +153,10 @@ public actor JobQueue {
     }
 
     /// Ends the running job and answers who waits for it.
-    func finish(_ job: Job, _ result: Result<FinishedImage, JobFailure>) {
+    func finish(_ job: Job, _ result: Result<[FinishedImage], JobFailure>) {
         state.finish(job.id)
-        if case .success(let image) = result {
-            recentSeconds.append(image.seconds)
+        if case .success(let images) = result {
+            recentSeconds.append(images.reduce(0) { $0 + $1.seconds })
             if recentSeconds.count > 16 { recentSeconds.removeFirst() }
         }
         resolve(job.id, result)
@@ -167,7 +172,7 @@ public actor JobQueue {
         return drain
     }
 
-    private func resolve(_ id: JobID, _ result: Result<FinishedImage, JobFailure>) {
+    private func resolve(_ id: JobID, _ result: Result<[FinishedImage], JobFailure>) {
         guard let ticket = tickets.removeValue(forKey: id) else { return }
         metrics.countGeneration(outcome: result.outcome)
         ticket.continuation.resume(with: result.mapError { $0 as any Error })
@@ -186,7 +191,7 @@ public actor JobQueue {
     }
 }
 
-extension Result where Success == FinishedImage, Failure == JobFailure {
+extension Result where Success == [FinishedImage], Failure == JobFailure {
     /// The outcome as `/metrics` counts it.
     fileprivate var outcome: Metrics.Outcome {
         switch self {
