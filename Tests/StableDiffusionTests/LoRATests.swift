@@ -63,7 +63,7 @@ struct LoRAPictureTests {
         return try generation.latents.floats()
     }
 
-    @Test(arguments: [Precision.float32, .float16], 0...2)
+    @Test(arguments: [Precision.float32, .float16], 0...4)
     func everyStepMatchesDiffusers(_ precision: Precision, _ run: Int) throws {
         let fixture = try LoRAFiles.shared.get().fixture
         let description = try #require(fixture["runs"]?.arrayValue?[run])
@@ -76,6 +76,8 @@ struct LoRAPictureTests {
             steps: try #require(description["steps"]?.integerValue),
             guidanceScale: try #require(description["scale"]?.doubleValue),
             seed: Seed(try #require(description["seed"]?.stringValue.flatMap { UInt64($0) })),
+            sampler: description["sampler"]?.stringValue.flatMap { Sampler(rawValue: $0) } ?? .ddim,
+            eta: description["eta"]?.doubleValue,
             loras: try #require(description["loras"]?.arrayValue).map {
                 LoRAReference(
                     name: try #require($0.arrayValue?.first?.stringValue),
@@ -315,7 +317,7 @@ struct LoRAPictureTests {
         let error = #expect(throws: GenerationError.self) {
             try LoRADirectory(nil, targets)([LoRAReference(name: "a")])
         }
-        #expect(error?.description.contains("model.loras") ?? false)
+        #expect(error?.description.contains("give the model one with loras") ?? false)
         let tooMuch = LoRAReference(name: "a", weight: -101)
         let weight = #expect(throws: GenerationError.self) { try LoRADirectory(directory.path, targets)([tooMuch]) }
         #expect(weight?.description.contains("-100 to 100") ?? false)
