@@ -275,6 +275,10 @@ def make_model(folder, demo=DEMO, is_xl=False):
     shutil.copytree(demo / "scheduler", work / "scheduler")
     for suffix in suffixes:
         shutil.copytree(demo / "tokenizer", work / f"tokenizer{suffix}")
+    for name in ("tokenizer_config.json", "special_tokens_map.json") if is_xl else ():
+        # OpenCLIP fills up with the token of number 0.
+        file = work / "tokenizer_2" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "!"}, indent=2) + "\n")
     index = json.loads((demo / "model_index.json").read_text())
     if is_xl:
         index.update(XL_INDEX)
