@@ -63,7 +63,7 @@ struct LoRAPictureTests {
         return try generation.latents.floats()
     }
 
-    @Test(arguments: [Precision.float32, .float16], 0...4)
+    @Test(arguments: Precision.allCases, 0...4)
     func everyStepMatchesDiffusers(_ precision: Precision, _ run: Int) throws {
         let fixture = try LoRAFiles.shared.get().fixture
         let description = try #require(fixture["runs"]?.arrayValue?[run])
