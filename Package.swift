@@ -39,6 +39,7 @@ let package = Package(
             name: "Serving",
             dependencies: [
                 "JSON", "StableDiffusion", "CPNG", "CTurboJPEG", "CYAML",
+                .product(name: "Crypto", package: "swift-crypto"),
                 .product(name: "HTTPTypes", package: "swift-http-types"),
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "Logging", package: "swift-log"),

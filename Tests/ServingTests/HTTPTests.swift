@@ -407,7 +407,8 @@ private func downloadID(_ response: TestResponse) throws -> String {
                 device.hold()
                 async let running = client.generate("{\"prompt\": \"a\", \"steps\": 1000}")
                 #expect(await eventually { await daemon.queue.status.isRunning })
-                #expect(await daemon.queue.cancel(JobQueue.JobID(number: 1)))
+                let id = try #require(await daemon.queue.records(in: .running, before: nil, limit: 1).first).id
+                #expect(await daemon.queue.cancel(id)?.state == .running)
                 device.release()
                 try await #expect(running.detail == "The request was cancelled.")
                 try await #expect(client.generate(Self.body).status == .ok)

@@ -43,6 +43,6 @@ extension Daemon {
 
     /// Every route there is.
     func routes() -> [Route] {
-        pictureRoutes + statusRoutes + documentationRoutes
+        pictureRoutes + jobRoutes + statusRoutes + documentationRoutes
     }
 }

@@ -14,6 +14,7 @@ struct HTTPProblem: Error {
 
     static let notFound = HTTPProblem(status: .notFound, detail: "Not Found")
     static let noSuchFile = HTTPProblem(status: .notFound, detail: "No such file")
+    static let noSuchJob = HTTPProblem(status: .notFound, detail: "No such job")
 
     /// The route exists, for other methods.
     static func methodNotAllowed(_ allowed: [String]) -> HTTPProblem {
@@ -73,42 +74,52 @@ extension Response {
     private struct ConnectionClosed: Error {}
 
     private init?(_ failure: JobFailure) {
-        switch failure {
+        guard let answer = failure.answer else { return nil }
+        var headers: HTTPFields = [:]
+        if let seconds = answer.retryAfter { headers[.retryAfter] = String(seconds) }
+        self.init(status: answer.status, json: answer.body, headers: headers)
+    }
+}
+
+extension JobFailure {
+    /// What a client is told; nil for a mistake of this program, which the caller logs.
+    var answer: (status: HTTPResponse.Status, body: JSONValue, retryAfter: Int?)? {
+        switch self {
         case .queueFull(let waiting, let seconds):
-            self.init(
-                unavailable: "The queue is full: \(waiting) requests wait. Try again in about \(seconds) s.",
+            Self.unavailable(
+                "The queue is full: \(waiting) requests wait. Try again in about \(seconds) s.",
                 retryAfter: seconds
             )
         case .loading:
-            self.init(unavailable: "The model is still being loaded. Try again in a few seconds.", retryAfter: 5)
-        case .shuttingDown:
-            self.init(unavailable: "The service is shutting down.", retryAfter: 10)
-        case .cancelled:
-            self.init(unavailable: "The request was cancelled.", retryAfter: nil)
-        case .generation(.invalid(let field, let reason)):
-            let problem = RequestProblem(type: "value_error", field: field, "Value error, \(reason)")
-            self.init(status: .unprocessableContent, json: RequestProblems(problems: [problem]).json)
+            Self.unavailable("The model is still being loaded. Try again in a few seconds.", retryAfter: 5)
+        case .shuttingDown: Self.unavailable("The service is shutting down.", retryAfter: 10)
+        case .cancelled: Self.unavailable("The request was cancelled.")
+        case .keyReused:
+            (
+                .unprocessableContent,
+                ["detail": "The Idempotency-Key was used for another request; take a new one for each request."], nil
+            )
+        case .generation(.invalid(let field, let reason)): Self.invalid(field, reason)
         case .generation(.doesNotFit(let memory)) where memory.isPermanent:
-            let field = memory.enlargedFrom == nil ? "width" : "hires"
-            let problem = RequestProblem(type: "value_error", field: field, "Value error, \(memory)")
-            self.init(status: .unprocessableContent, json: RequestProblems(problems: [problem]).json)
-        case .model(let reason):
-            self.init(unavailable: reason, retryAfter: nil)
-        case .generation(let error):
-            self.init(unavailable: error.description, retryAfter: nil)
+            Self.invalid(memory.enlargedFrom == nil ? "width" : "hires", memory.description)
+        case .model(let reason): Self.unavailable(reason)
+        case .generation(let error): Self.unavailable(error.description)
         case .storage(let error) where error.isDiskFull:
-            self.init(status: .insufficientStorage, json: ["detail": .string(error.description)])
-        case .storage(let error):
-            self.init(unavailable: error.description, retryAfter: nil)
-        case .internal:
-            return nil
+            (.insufficientStorage, ["detail": .string(error.description)], nil)
+        case .storage(let error): Self.unavailable(error.description)
+        case .internal: nil
         }
     }
 
-    private init(unavailable detail: String, retryAfter seconds: Int?) {
-        var headers: HTTPFields = [:]
-        if let seconds { headers[.retryAfter] = String(seconds) }
-        self.init(status: .serviceUnavailable, json: ["detail": .string(detail)], headers: headers)
+    private static func unavailable(_ detail: String, retryAfter seconds: Int? = nil)
+        -> (HTTPResponse.Status, JSONValue, Int?)
+    {
+        (.serviceUnavailable, ["detail": .string(detail)], seconds)
+    }
+
+    private static func invalid(_ field: String, _ reason: String) -> (HTTPResponse.Status, JSONValue, Int?) {
+        let problem = RequestProblem(type: "value_error", field: field, "Value error, \(reason)")
+        return (.unprocessableContent, RequestProblems(problems: [problem]).json, nil)
     }
 }
 

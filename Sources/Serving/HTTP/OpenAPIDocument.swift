@@ -31,6 +31,7 @@ enum OpenAPIDocument {
                 "schemas": [
                     "GenerationRequest": generate.openAPI,
                     "GenerationResult": generationResult,
+                    "Job": job,
                     "HTTPValidationError": httpValidationError,
                     "ValidationError": validationError,
                     "ErrorDetail": errorDetail,
@@ -97,6 +98,49 @@ enum OpenAPIDocument {
             ],
         ],
     ]
+
+    private static let job: JSONValue = {
+        func nullable(_ type: JSONValue, _ description: JSONValue) -> JSONValue {
+            ["type": type, "nullable": true, "description": description]
+        }
+        let image: JSONValue = [
+            "type": "object",
+            "required": ["id", "url", "seed", "seconds"],
+            "properties": [
+                "id": ["type": "string"],
+                "url": ["type": "string", "description": "Where it is, on this server"],
+                "seed": ["type": "integer"],
+                "seconds": ["type": "number", "description": "Seconds it took"],
+            ],
+        ]
+        return [
+            "title": "Job",
+            "type": "object",
+            "required": ["id", "state", "position", "step", "steps", "eta", "images", "error"],
+            "properties": [
+                "id": ["type": "string"],
+                "state": ["type": "string", "enum": .array(JobRecord.State.allCases.map { .string($0.rawValue) })],
+                "position": nullable("integer", "Jobs that are run before it, while it waits"),
+                "step": ["type": "integer", "description": "Steps that are done, of all images"],
+                "steps": nullable("integer", "Steps of all images; null before the first begins"),
+                "eta": nullable("number", "Seconds until it is done, about, while it runs"),
+                "images": ["type": "array", "items": image],
+                "prompt_characters_cut": nullable("integer", "How much of the prompt the model did not read"),
+                "error": [
+                    "type": "object", "nullable": true,
+                    "description": "The status and the detail that POST /generate is answered with",
+                    "properties": ["status": ["type": "integer"], "detail": [:]],
+                ],
+                "created": ["type": "string", "format": "date-time"],
+                "started": ["type": "string", "format": "date-time", "nullable": true],
+                "finished": ["type": "string", "format": "date-time", "nullable": true],
+                "parameters": [
+                    "type": "object",
+                    "description": "What was asked for, with every default filled in, as POST /generate takes it",
+                ],
+            ],
+        ]
+    }()
 
     private static let httpValidationError: JSONValue = [
         "title": "HTTPValidationError",

@@ -30,10 +30,11 @@ extension Daemon {
                             "The picture is made and kept",
                             schema: "GenerationResult",
                             headers: [
+                                "X-Job-Id": ["description": "The job's id", "schema": ["type": "string"]],
                                 "X-Prompt-Characters-Cut": [
                                     "description": "Only when the prompt was longer than the model reads",
                                     "schema": ["type": "integer"],
-                                ]
+                                ],
                             ]
                         )
                     ),
@@ -51,11 +52,17 @@ extension Daemon {
                 ]
             )
         ) { request, _ in
-            let reader = RequestBodyReader(limit: configuration.limits.bodyBytes)
-            let bytes = try await reader.read(request)
-            let order = try generateSchema.decode(bytes)
-            let images = try await queue.submit(order.request, count: order.count)
+            let job = try await admit(request)
             var headers: HTTPFields = [:]
+            if let name = HTTPField.Name.jobID { headers[name] = job.id.uuidString.lowercased() }
+            // Jobs that run or wait are never forgotten.
+            guard let record = await queue.outcome(of: job.id) else { throw HTTPProblem.noSuchJob }
+            if let failure = record.failure {
+                guard var response = Response(problem: failure) else { throw failure }
+                response.headers.append(contentsOf: headers)
+                return response
+            }
+            let images = record.images
             if let cut = images.first?.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
                 headers[name] = String(cut.count)
             }

@@ -71,8 +71,8 @@ public actor Engine {
         guard await queue.startServing(model) else { return }
         await onReady(model)
         while let job = await queue.next() {
-            let result = await perform(job, with: models)
-            await queue.finish(job, result)
+            let failure = await perform(job, with: models)
+            await queue.finish(job.id, failure)
         }
     }
 
@@ -123,32 +123,36 @@ public actor Engine {
     // MARK: Drawing
 
     /// Makes and keeps the pictures of a job, one after another.
-    private func perform(_ job: JobQueue.Job, with models: LoadedModels) async -> Result<[FinishedImage], JobFailure> {
-        var images: [FinishedImage] = []
+    ///
+    /// - Returns: Why not all of them were made; nil when they were.
+    private func perform(_ job: JobQueue.Job, with models: LoadedModels) async -> JobFailure? {
         for index in 0..<job.count {
             var request = job.request
             request.seed = request.seed.advanced(by: index)
             do {
-                images.append(try await picture(request, of: job.id, with: models))
+                await queue.add(try await picture(request, index, of: job, with: models), to: job.id)
             } catch {
                 let failure = Self.failure(error)
                 logger.log(level: failure.logLevel, "no picture", metadata: ["reason": "\(error)"])
-                return .failure(failure)
+                return failure
             }
         }
-        return .success(images)
+        return nil
     }
 
-    /// Makes and keeps a picture.
+    /// Makes and keeps a picture of a job.
     private func picture(
         _ request: GenerationRequest,
-        of job: JobQueue.JobID,
+        _ index: Int,
+        of job: JobQueue.Job,
         with models: LoadedModels
     ) async throws -> FinishedImage {
         let start = ContinuousClock.now
         let name = request.model ?? configuration.model.name
         let generator = try models.generator(named: name)
-        let (image, steps) = try await draw(request, of: job, with: generator) { models.unloadAnother(besides: name) }
+        let (image, steps) = try await draw(request, index, of: job, with: generator) {
+            models.unloadAnother(besides: name)
+        }
         let text = ParametersText.text(for: request, model: generator.model)
         let id = try activity.during(.save) {
             let png = try PNGEncoder.encode(
@@ -171,7 +175,7 @@ public actor Engine {
         if let truncated = image.truncatedPrompt {
             logger.notice("the prompt was cut", metadata: ["characters_cut": "\(truncated.count)"])
         }
-        return FinishedImage(id: id, seconds: seconds, truncatedPrompt: image.truncatedPrompt)
+        return FinishedImage(id: id, seed: request.seed, seconds: seconds, truncatedPrompt: image.truncatedPrompt)
     }
 
     /// Draws a picture, and says in how many steps.
@@ -179,7 +183,8 @@ public actor Engine {
     /// - Parameter makeRoom: Frees memory; false when there is none to free.
     private func draw(
         _ request: GenerationRequest,
-        of job: JobQueue.JobID,
+        _ index: Int,
+        of job: JobQueue.Job,
         with generator: any ImageGenerator,
         makeRoom: () -> Bool
     ) async throws -> (image: GeneratedImage, steps: Int) {
@@ -194,13 +199,15 @@ public actor Engine {
                 }
             }
         }
-        while generation.completedSteps < generation.totalSteps {
-            guard await !queue.isCancelled(job) else { throw JobFailure.cancelled }
+        let steps = generation.totalSteps
+        while await queue.advance(job.id, step: index * steps + generation.completedSteps, of: job.count * steps) {
+            guard generation.completedSteps < steps else { break }
             try activity.during(.step, pixels: pixels) { try generation.step() }
             metrics.countStep()
         }
+        guard generation.completedSteps == steps else { throw JobFailure.cancelled }
         let image = try activity.during(.decode, pixels: pixels) { try generation.decode() }
-        return (image, generation.totalSteps)
+        return (image, steps)
     }
 
     private static func failure(_ error: any Error) -> JobFailure {
@@ -220,7 +227,9 @@ extension JobFailure {
     /// What a client did wrong is no trouble of the daemon's.
     fileprivate var logLevel: Logger.Level {
         switch self {
-        case .generation(.invalid), .generation(.doesNotFit), .cancelled, .queueFull, .loading, .shuttingDown: .info
+        case .generation(.invalid), .generation(.doesNotFit), .cancelled, .queueFull, .loading, .shuttingDown,
+            .keyReused:
+            .info
         case .generation, .model, .storage, .internal: .error
         }
     }
