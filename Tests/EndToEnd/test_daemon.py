@@ -1,6 +1,7 @@
 """The daemon as its users and systemd meet it: started, asked, stopped, killed."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -233,6 +234,49 @@ class SeveralModels(unittest.TestCase):
             self.assertEqual(refused.status, 422)
             self.assertIn("/nonexistent", refused.json["detail"][0]["msg"])
             self.assertEqual(daemon.generate("a", model="none").status, 422)
+
+
+class Jobs(unittest.TestCase):
+    def test_a_job_is_watched_and_another_cancelled(self):
+        with Daemon() as daemon:
+            daemon.wait_until_ready()
+
+            def submit(**fields):
+                answer = daemon.request("POST", "/jobs", json.dumps({"prompt": "a red circle", **fields}))
+                self.assertEqual(answer.status, 202, answer.body)
+                return answer.json["id"]
+
+            # One in the way, so that the other is seen waiting.
+            first, second = submit(**LONG), submit(steps=5, seed=3, count=2)
+            daemon.wait_until_drawing()
+            watched = Background(daemon.get, f"/jobs/{second}/events")
+            self.assertEqual(daemon.get(f"/jobs/{second}").json["position"], 1)
+            begin = time.monotonic()
+            self.assertEqual(daemon.request("DELETE", f"/jobs/{first}").status, 200)
+            daemon.wait_until(lambda: daemon.get(f"/jobs/{first}").json["state"] == "cancelled", 10, "the end of a job")
+            job = daemon.get(f"/jobs/{first}").json
+            self.assertLess(job["step"], job["steps"])
+            self.assertLess(time.monotonic() - begin, 10)
+
+            answer = watched.result()
+            self.assertEqual(answer.headers["Content-Type"], "text/event-stream")
+            names = re.findall(r"^event: (\w+)$", answer.body.decode(), re.MULTILINE)
+            self.assertEqual(names[-1], "completed")
+            self.assertLessEqual(set(names), {"queued", "position", "step", "completed"})
+            self.assertGreater(names.count("step"), 1)
+            job = daemon.get(f"/jobs/{second}").json
+            self.assertEqual((job["state"], job["step"], job["steps"]), ("completed", 10, 10))
+            self.assertEqual([image["seed"] for image in job["images"]], [3, 4])
+            for image in job["images"]:
+                PNG(daemon.get(image["url"]).body)
+            # The same again by itself: seeds count up.
+            single = daemon.generate("a red circle", steps=5, seed=4)
+            self.assertEqual(
+                daemon.get("/download/" + single.json["download_id"]).body, daemon.get(job["images"][1]["url"]).body
+            )
+            self.assertEqual(daemon.get("/jobs/" + single.headers["X-Job-Id"]).json["state"], "completed")
+            listed = daemon.get("/jobs?state=completed").json["jobs"]
+            self.assertEqual([job["id"] for job in listed], [single.headers["X-Job-Id"], second])
 
 
 class Queueing(unittest.TestCase):

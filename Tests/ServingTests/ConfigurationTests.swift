@@ -46,7 +46,7 @@ private let modelKeys = "name, path, vae, prediction_type, loras, embeddings, pr
             device: {platform: "NVIDIA", index: 1, gemm: clblast, model_memory: 4096}
             sampling: {sampler: DPM++ 2M Karras, spacing: trailing, steps: 20, scale: -1.5e1,
               rng: cuda, prompt_syntax: a1111, clip_skip: 2}
-            queue: {capacity: 3}
+            queue: {capacity: 3, on_disconnect: cancel}
             storage: {directory: /srv/pictures}
             kernels: {directory: Kernels}
             cache: {directory: cache}
@@ -82,6 +82,7 @@ private let modelKeys = "name, path, vae, prediction_type, loras, embeddings, pr
         expected.sampling.steps = 20
         expected.sampling.scale = -15
         expected.queue.capacity = 3
+        expected.queue.onDisconnect = .cancel
         expected.storage.directory = "/srv/pictures"
         expected.kernels.directory = "/etc/diffused/Kernels"
         expected.cache.directory = "/etc/diffused/cache"

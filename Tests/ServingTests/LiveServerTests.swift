@@ -7,6 +7,7 @@ import HummingbirdTesting
 import JSON
 import NIOCore
 import ServiceLifecycleTestKit
+import StableDiffusion
 import Synchronization
 import Testing
 
@@ -60,9 +61,10 @@ private final class Connection: Sendable {
     /// Runs the whole daemon on a free port until the test is over.
     private func withServer(
         _ device: FakeDevice = FakeDevice(),
+        configure: (inout Configuration) -> Void = { _ in },
         _ body: @escaping @Sendable (_ port: Int, _ daemon: Daemon) async throws -> Void
     ) async throws {
-        try await withDaemon(device) { daemon in
+        try await withDaemon(device, configure: configure) { daemon in
             try await daemon.buildApplication().test(.live) { client in
                 try await body(try #require(client.port), daemon)
             }
@@ -132,6 +134,36 @@ private final class Connection: Sendable {
             again.send("POST /generate HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 15\r\n\r\n")
             again.send("{\"prompt\": \"b\"}")
             #expect(await again.readAll().hasPrefix("HTTP/1.1 200 "))
+        }
+    }
+
+    /// Where that is configured: it ends with its present step, or without having begun.
+    @Test func aClientThatLeavesCanStopItsPicture() async throws {
+        let device = FakeDevice()
+        try await withServer(device, configure: { $0.queue.onDisconnect = .cancel }) { port, daemon in
+            func ask(_ prompt: String) throws -> Connection {
+                let connection = try Connection(port: port)
+                let body = "{\"prompt\": \"\(prompt)\", \"steps\": 50}"
+                connection.send(
+                    "POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)"
+                )
+                return connection
+            }
+            let stays = try ask("stays")
+            #expect(await stays.readAll().hasPrefix("HTTP/1.1 200 "))
+            device.hold()
+            do {
+                let running = try ask("runs")
+                #expect(await eventually { await daemon.queue.status.isRunning })
+                let waiting = try ask("waits")
+                #expect(await eventually { await daemon.queue.status.waiting == 1 })
+                withExtendedLifetime((running, waiting)) {}
+            }
+            // Both connections are closed now.
+            #expect(await eventually { await daemon.queue.records(in: .cancelled, before: nil, limit: 9).count == 1 })
+            device.release()
+            #expect(await eventually { await daemon.queue.records(in: .cancelled, before: nil, limit: 9).count == 2 })
+            #expect(device.prepared.map(\.prompt) == ["stays", "runs"])
         }
     }
 

@@ -34,6 +34,7 @@ extension Configuration {
           rng: \(sampling.noise.rawValue)
         queue:
           capacity: \(queue.capacity)
+          on_disconnect: \(queue.onDisconnect.rawValue)
         storage:
           directory: \(quoted(storage.directory))
         kernels:

@@ -158,6 +158,18 @@ public struct Configuration: Equatable, Sendable {
         ///
         /// Default 64.
         public var capacity = 64
+        /// `queue.on_disconnect`: what becomes of a job whose client waited for it and went away.
+        ///
+        /// Default `finish`.
+        public var onDisconnect = Disconnect.finish
+
+        /// See `onDisconnect`.
+        public enum Disconnect: String, CaseIterable, Sendable {
+            /// Its pictures are made and kept.
+            case finish
+            /// It is cancelled, as with `DELETE /jobs/{id}`.
+            case cancel
+        }
     }
 
     /// Where pictures are kept.

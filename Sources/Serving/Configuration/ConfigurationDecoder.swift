@@ -89,8 +89,9 @@ struct ConfigurationDecoder {
             )
             try sampling.choice("rng", into: &result.sampling.noise)
         }
-        if let queue = try top.section("queue", keys: ["capacity"]) {
+        if let queue = try top.section("queue", keys: ["capacity", "on_disconnect"]) {
             try queue.integer("capacity", in: 1...10_000, into: &result.queue.capacity)
+            try queue.choice("on_disconnect", into: &result.queue.onDisconnect)
         }
         if let storage = try top.section("storage", keys: ["directory"]) {
             try storage.path("directory", from: directory, into: &result.storage.directory)

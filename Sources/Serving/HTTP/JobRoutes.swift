@@ -26,9 +26,11 @@ extension Daemon {
     /// Reads a request for pictures and queues it.
     ///
     /// - Throws: What is wrong with it, or why it is refused.
-    func admit(_ request: Request) async throws -> JobRecord {
+    ///
+    /// - Parameter body: Where it was taken from the request; nil for the request's own.
+    func admit(_ request: Request, _ body: RequestBody? = nil) async throws -> JobRecord {
         let reader = RequestBodyReader(limit: configuration.limits.bodyBytes)
-        let bytes = try await reader.read(request)
+        let bytes = try await reader.read(body ?? request.body, of: request)
         let order = try generateSchema.decode(bytes)
         return try await queue.enqueue(order.request, count: order.count, key: try key(of: request, bytes))
     }

@@ -52,28 +52,46 @@ extension Daemon {
                 ]
             )
         ) { request, _ in
-            let job = try await admit(request)
-            var headers: HTTPFields = [:]
-            if let name = HTTPField.Name.jobID { headers[name] = job.id.uuidString.lowercased() }
-            // Jobs that run or wait are never forgotten.
-            guard let record = await queue.outcome(of: job.id) else { throw HTTPProblem.noSuchJob }
-            if let failure = record.failure {
-                guard var response = Response(problem: failure) else { throw failure }
-                response.headers.append(contentsOf: headers)
+            switch configuration.queue.onDisconnect {
+            case .finish: return try await answer(try await admit(request))
+            case .cancel:
+                // Reading on is how a connection is seen to close, so nothing else can be read from it afterwards.
+                var response = try await request.body.consumeWithCancellationOnInboundClose { body in
+                    let job = try await admit(request, body)
+                    return try await withTaskCancellationHandler {
+                        try await answer(job)
+                    } onCancel: {
+                        Task { await queue.cancel(job.id) }
+                    }
+                }
+                response.headers[.connection] = "close"
                 return response
             }
-            let images = record.images
-            if let cut = images.first?.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
-                headers[name] = String(cut.count)
-            }
-            let ids = images.map { JSONValue.string($0.id.uuidString.lowercased()) }
-            let seconds = images.reduce(0) { $0 + $1.seconds }
-            var members: JSONObject = [
-                "download_id": ids.first ?? .null, "time": JSONValue((seconds * 1e6).rounded() / 1e6),
-            ]
-            if ids.count > 1 { members["download_ids"] = .array(ids) }
-            return Response(json: .object(members), headers: headers)
         }
+    }
+
+    /// Waits for a job and answers with its pictures, or why there are none.
+    private func answer(_ job: JobRecord) async throws -> Response {
+        var headers: HTTPFields = [:]
+        if let name = HTTPField.Name.jobID { headers[name] = job.id.uuidString.lowercased() }
+        // Jobs that run or wait are never forgotten.
+        guard let record = await queue.outcome(of: job.id) else { throw HTTPProblem.noSuchJob }
+        if let failure = record.failure {
+            guard var response = Response(problem: failure) else { throw failure }
+            response.headers.append(contentsOf: headers)
+            return response
+        }
+        let images = record.images
+        if let cut = images.first?.truncatedPrompt, let name = HTTPField.Name("X-Prompt-Characters-Cut") {
+            headers[name] = String(cut.count)
+        }
+        let ids = images.map { JSONValue.string($0.id.uuidString.lowercased()) }
+        let seconds = images.reduce(0) { $0 + $1.seconds }
+        var members: JSONObject = [
+            "download_id": ids.first ?? .null, "time": JSONValue((seconds * 1e6).rounded() / 1e6),
+        ]
+        if ids.count > 1 { members["download_ids"] = .array(ids) }
+        return Response(json: .object(members), headers: headers)
     }
 
     /// Made anew for each request, because the sizes of models are known only once they have been looked at.

@@ -21,6 +21,11 @@ struct RequestBodyReader: Sendable {
     /// - Throws: `RequestProblems` when it is too large, `HTTPProblem` when it breaks off, either inside a
     ///   `ConnectionClosingError` when reading on would only serve to keep the daemon busy.
     func read(_ request: Request) async throws -> [UInt8] {
+        try await read(request.body, of: request)
+    }
+
+    /// The same, of a body that was taken from its request.
+    func read(_ body: RequestBody, of request: Request) async throws -> [UInt8] {
         let announced = request.headers[.contentLength].flatMap { Int($0) } ?? 0
         if announced > Self.discardLimit { throw ConnectionClosingError(cause: tooLarge) }
         // A client that asks before sending waits for this answer.
@@ -30,7 +35,7 @@ struct RequestBodyReader: Sendable {
         var count = 0
         bytes.reserveCapacity(min(announced, limit))
         do {
-            for try await chunk in request.body {
+            for try await chunk in body {
                 count += chunk.readableBytes
                 if count <= limit { bytes.append(contentsOf: chunk.readableBytesView) }
                 guard count <= Self.discardLimit else { throw ConnectionClosingError(cause: tooLarge) }

@@ -173,8 +173,9 @@ public actor JobQueue {
         entries[job]?.watchers[watcher] = nil
     }
 
-    /// Gives up a job: at once when it waits, after its present step when it runs. One that is done stays as it is.
+    /// Gives up a job: at once when it waits, after its present step when it runs.
     ///
+    /// One that is done stays as it is.
     /// - Returns: The job; nil when there is no such job.
     @discardableResult
     func cancel(_ id: UUID) -> JobRecord? {
