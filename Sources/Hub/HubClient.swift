@@ -106,6 +106,8 @@ struct HubClient: Sendable {
             timeout: .init(connect: min(silence, .seconds(30)), read: silence)
         )
         configuration.httpVersion = .http1Only
+        // Attempts and pauses are counted here.
+        configuration.connectionPool.retryConnectionEstablishment = false
         client = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
     }
 

@@ -71,6 +71,9 @@ public struct Repository: Sendable, Equatable {
     /// Every file.
     public let files: [RepositoryFile]
 
+    /// More than any file has, in bytes, and more files than any model has: their sum stays within 64 bits.
+    private static let (largestFile, mostFiles) = (1 << 46, 50_000)
+
     /// Reads the answer to `GET /api/models/{repo}/revision/{revision}?blobs=true`.
     ///
     /// - Throws: `HubError.badListing`.
@@ -79,6 +82,7 @@ public struct Repository: Sendable, Equatable {
             throw .badListing("it names no commit")
         }
         guard let siblings = document["siblings"]?.arrayValue else { throw .badListing("it lists no files") }
+        guard siblings.count <= Self.mostFiles else { throw .badListing("it lists \(siblings.count) files") }
         self.commit = commit
         var files: [RepositoryFile] = []
         for sibling in siblings {
@@ -86,7 +90,8 @@ public struct Repository: Sendable, Equatable {
                 throw .badListing("it lists a file with the unusable name \(sibling["rfilename"] ?? .null)")
             }
             let lfs = sibling["lfs"]
-            guard let size = (lfs?["size"] ?? sibling["size"])?.integerValue, size >= 0 else {
+            guard let size = (lfs?["size"] ?? sibling["size"])?.integerValue, 0...Self.largestFile ~= size
+            else {
                 throw .badListing("it gives no size of \(path)")
             }
             let checksum: Checksum

@@ -219,6 +219,7 @@ private let xl = """
         "[{\"rfilename\": \"\", \"size\": 5, \"blobId\": \"BLOB\"}]",
         "[{\"rfilename\": \"a.incomplete\", \"size\": 5, \"blobId\": \"BLOB\"}]",
         "[{\"rfilename\": \"a\", \"size\": -5, \"blobId\": \"BLOB\"}]",
+        "[{\"rfilename\": \"a\", \"size\": 9223372036854775807, \"blobId\": \"BLOB\"}]",
         "[{\"rfilename\": \"a\", \"blobId\": \"BLOB\"}]", "[{\"rfilename\": \"a\", \"size\": 5}]",
         "[{\"rfilename\": \"a\", \"size\": 5, \"blobId\": \"../../x\"}]",
         "[{\"rfilename\": \"a\", \"size\": 5, \"blobId\": \"BLOB\", \"lfs\": {\"sha256\": \"zz\", \"size\": 5}}]",

@@ -281,7 +281,7 @@ private func events(_ text: String) -> [(id: String, name: String, data: JSONVal
         let queue = JobQueue(capacity: 10_000, metrics: Metrics())
         let model = ModelDescription(name: "m", nativeSize: 8, precision: .float32, deviceName: "d")
         #expect(await queue.startServing(model))
-        let request = GenerationRequest(
+        var request = GenerationRequest(
             prompt: "",
             width: 8,
             height: 8,
@@ -289,6 +289,8 @@ private func events(_ text: String) -> [(id: String, name: String, data: JSONVal
             guidanceScale: 1,
             seed: Seed(UInt64(1))
         )
+        let pixels = [UInt8](repeating: 9, count: 8 * 8 * 3)
+        request.source = SourcePicture(pixels: pixels, mask: [UInt8](repeating: 9, count: 64), strength: 0.5)
         var ids: [UUID] = []
         for index in 0..<JobQueue.historyLength + 5 {
             let key = JobQueue.IdempotencyKey(name: "\(index)", digest: [])
@@ -296,10 +298,14 @@ private func events(_ text: String) -> [(id: String, name: String, data: JSONVal
         }
         for _ in ids {
             let job = try #require(await queue.next())
+            #expect(job.request.source?.pixels == pixels)
             await queue.finish(job.id, nil)
         }
         #expect(await queue.record(ids[4]) == nil)
-        #expect(await queue.record(ids[5])?.state == .completed)
+        let done = try #require(await queue.record(ids[5]))
+        #expect(done.state == .completed)
+        // A thousand photographs would be gigabytes.
+        #expect(done.request.source == SourcePicture(pixels: [], mask: nil, strength: 0.5))
         #expect(await queue.outcome(of: ids[0]) == nil)
         #expect(await queue.changes(of: ids[0]) == nil)
         #expect(await queue.cancel(ids[0]) == nil)

@@ -286,6 +286,8 @@ public actor JobQueue {
     private func resolve(_ id: JobID, _ failure: JobFailure?) {
         change(id) { record in
             record.finished = Date()
+            record.request.source?.pixels = []
+            record.request.source?.mask = nil
             record.failure = failure
             record.state = failure == nil ? .completed : failure == .cancelled ? .cancelled : .failed
         }

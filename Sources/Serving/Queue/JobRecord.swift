@@ -34,8 +34,8 @@ struct JobRecord: Equatable, Sendable {
     }
 
     let id: UUID
-    /// The first picture.
-    let request: GenerationRequest
+    /// The first picture; without the pixels it was made from once the job is done, which would fill the memory.
+    var request: GenerationRequest
     /// Pictures, each with the seed after the last one's.
     let count: Int
     let created: Date
