@@ -61,11 +61,16 @@ struct FileDownload {
                 (count, digest) = (try startOver(descriptor), FileDigest(file.checksum, size: file.size))
             }
             progress(count)
+            // What comes again after a fresh start is no progress, or a server without ranges that always breaks off would be asked for ever.
+            var most = count
             let damage: String
             do {
                 try await client.retrying(address) { progressed in
                     try await fetch(address, by: client, descriptor, &count, &digest) { count in
-                        progressed()
+                        if count > most {
+                            most = count
+                            progressed()
+                        }
                         progress(count)
                     }
                 }
@@ -99,7 +104,11 @@ struct FileDownload {
         guard count < file.size else { return }
         let answer = try await client.get(address, from: count)
         if count > 0, answer.status != 206 || !answer.continues(at: count, of: file.size) {
-            // It knows no ranges, or others than were asked for.
+            // It knows no ranges, or others than were asked for; or it is the page of a network that wants a login first, for which what has come is
+            // not given up.
+            if answer.status == 200, let text = answer.headers.first(name: "Content-Length"), Int(text) != file.size {
+                throw HubClient.Transient(reason: "the server sends \(text) bytes where the file has \(file.size)")
+            }
             (count, digest) = (try startOver(descriptor), FileDigest(file.checksum, size: file.size))
             guard answer.status == 200 else {
                 throw HubClient.Transient(reason: "the server sends another part of the file")

@@ -117,6 +117,10 @@ final class FakeHub: Sendable {
         case hangs(after: Int)
         /// Whatever range is asked for, all of it.
         case ignoresRanges
+        /// Likewise, and it ends after so many bytes.
+        case ignoresRangesAndBreaks(after: Int)
+        /// Something else in its place.
+        case page
         /// Another part than was asked for.
         case wrongRange
         /// A length that is not the file's.
@@ -189,6 +193,9 @@ final class FakeHub: Sendable {
         case .hangs(let count):
             return .init(status, headers, body: Array(body.prefix(count)), length: body.count, end: .hangs)
         case .ignoresRanges: return .init(200, body: content)
+        case .ignoresRangesAndBreaks(let count):
+            return .init(200, body: Array(content.prefix(count)), length: content.count, end: .closes)
+        case .page: return .init(200, body: Array("<html>Log in</html>".utf8))
         case .wrongRange:
             let (status, headers, body) = part(1)
             return .init(status, headers, body: body)

@@ -124,6 +124,10 @@ private func pull(
         arguments: [
             (Array(repeating: .status(500, []), count: 3), 3, "failed 3 times: the server answers 500"),
             (Array(repeating: .breaks(after: 0), count: 3), 3, "failed 3 times: the connection broke"),
+            (
+                [.breaks(after: 200_000)] + Array(repeating: .ignoresRangesAndBreaks(after: 10_000), count: 9), 3,
+                "failed 3 times: the connection broke"
+            ),
             ([.wrong, .wrong], 2, "weights.safetensors: its checksum is wrong, twice in a row"),
             ([.lies(length: 9), .lies(length: 9)], 2, "the server sends 9 bytes where 300000 are to come"),
             ([.status(403, [("X-Error-Message", "gated repo")])], 1, "accept the licence"),
@@ -177,6 +181,19 @@ private func pull(
             #expect(directory.contents == model)
             try FileManager.default.removeItem(atPath: "\(directory.path)/\(large)")
         }
+    }
+
+    /// A login page instead of the file costs nothing of what has come.
+    @Test func aPageInItsPlaceLeavesWhatIsThere() async throws {
+        let hub = try await FakeHub(model, [large: [.breaks(after: 200_000), .page, .page]])
+        let directory = try TemporaryDirectory()
+        let error = try await #require(throws: HubError.self) { try await pull(hub, into: directory.path) }
+        #expect(error.description.contains("failed 3 times: the server sends 19 bytes"), "\(error)")
+        let rest = try #require(directory.contents.values.first).count
+        #expect(rest > 0)
+        try await pull(hub, into: directory.path)
+        #expect(directory.contents == model)
+        #expect(try hub.requests(for: large).last?.offset == rest)
     }
 
     @Test func theDiskIsAskedFirst() async throws {
