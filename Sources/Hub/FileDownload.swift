@@ -30,12 +30,11 @@ struct FileDownload {
     /// Reads the whole file if its size is right.
     func isThere() -> Bool {
         guard let attributes = try? FileManager.default.attributesOfItem(atPath: destination),
-            attributes[.size] as? Int == file.size, attributes[.type] as? FileAttributeType == .typeRegular
+            attributes[.size] as? Int == file.size, attributes[.type] as? FileAttributeType == .typeRegular,
+            var content = try? FileContent(of: file, at: destination, O_RDONLY)
         else { return false }
-        var digest = FileDigest(file.checksum, size: file.size)
-        guard let descriptor = try? Self.open(destination, O_RDONLY) else { return false }
-        defer { close(descriptor) }
-        return (try? read(descriptor, into: &digest)) == file.size && digest.digits == file.checksum.digits
+        defer { content.close() }
+        return (try? content.read()) != nil && content.isRight
     }
 
     /// Fetches the file.
@@ -48,25 +47,20 @@ struct FileDownload {
         progress: (Int) -> Void
     ) async throws {
         try makeDirectory()
-        let descriptor = try Self.open(incomplete, O_RDWR | O_CREAT)
-        defer { close(descriptor) }
-        guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
-            throw HubError.file(path: incomplete, reason: "another program is downloading it")
-        }
+        var content = try FileContent(of: file, at: incomplete, O_RDWR | O_CREAT)
+        defer { content.close() }
+        try content.lock()
+        try content.read()
+        if content.count > file.size { try content.startOver() }
         // What was left may be damaged, and so may what comes; the second time it is all new.
         for attempt in 0... {
-            var digest = FileDigest(file.checksum, size: file.size)
-            var count = try read(descriptor, into: &digest)
-            if count > file.size {
-                (count, digest) = (try startOver(descriptor), FileDigest(file.checksum, size: file.size))
-            }
-            progress(count)
+            progress(content.count)
             // What comes again after a fresh start is no progress, or a server without ranges that always breaks off would be asked for ever.
-            var most = count
+            var most = content.count
             let damage: String
             do {
                 try await client.retrying(address) { progressed in
-                    try await fetch(address, by: client, descriptor, &count, &digest) { count in
+                    try await fetch(address, by: client, into: &content) { count in
                         if count > most {
                             most = count
                             progressed()
@@ -74,15 +68,15 @@ struct FileDownload {
                         progress(count)
                     }
                 }
-                if digest.digits == file.checksum.digits { break }
+                if content.isRight { break }
                 damage = "its checksum is wrong"
             } catch let error as WrongLength {
                 damage = error.reason
             }
-            progress(try startOver(descriptor))
+            try content.startOver()
             guard attempt == 0 else { throw HubError.damaged(path: file.path, reason: damage) }
         }
-        guard fsync(descriptor) == 0, rename(incomplete, destination) == 0 else { throw Self.error(destination) }
+        try content.keep(as: destination)
     }
 
     /// The server has another length in mind than the listing.
@@ -96,54 +90,43 @@ struct FileDownload {
     private func fetch(
         _ address: URL,
         by client: HubClient,
-        _ descriptor: CInt,
-        _ count: inout Int,
-        _ digest: inout FileDigest,
+        into content: inout FileContent,
         progress: (Int) -> Void
     ) async throws {
-        guard count < file.size else { return }
-        let answer = try await client.get(address, from: count)
-        if count > 0, answer.status != 206 || !answer.continues(at: count, of: file.size) {
+        guard content.count < file.size else { return }
+        let answer = try await client.get(address, from: content.count)
+        let length = answer.headers.first(name: "Content-Length")
+        if content.count > 0, answer.status != 206 || !answer.continues(at: content.count, of: file.size) {
             // It knows no ranges, or others than were asked for; or it is the page of a network that wants a login first, for which what has come is
             // not given up.
-            if answer.status == 200, let text = answer.headers.first(name: "Content-Length"), Int(text) != file.size {
-                throw HubClient.Transient(reason: "the server sends \(text) bytes where the file has \(file.size)")
+            if answer.status == 200, let length, Int(length) != file.size {
+                throw HubClient.Transient(reason: "the server sends \(length) bytes where the file has \(file.size)")
             }
-            (count, digest) = (try startOver(descriptor), FileDigest(file.checksum, size: file.size))
+            try content.startOver()
             guard answer.status == 200 else {
                 throw HubClient.Transient(reason: "the server sends another part of the file")
             }
         }
         guard answer.status != 416 else { throw HubClient.Transient(reason: "the server has no such part of the file") }
-        if let text = answer.headers.first(name: "Content-Length"), Int(text) != file.size - count {
-            throw WrongLength(reason: "the server sends \(text) bytes where \(file.size - count) are to come")
+        let remaining = file.size - content.count
+        if let length, Int(length) != remaining {
+            throw WrongLength(reason: "the server sends \(length) bytes where \(remaining) are to come")
         }
         do {
             for try await buffer in answer.body {
-                let bytes = buffer.readableBytes
-                guard count + bytes <= file.size else {
+                guard content.count + buffer.readableBytes <= file.size else {
                     throw WrongLength(reason: "the server sends more than the \(file.size) bytes there are")
                 }
-                try buffer.withUnsafeReadableBytes { bytes in
-                    try write(bytes, to: descriptor)
-                    digest.update(bytes)
-                }
-                count += bytes
-                progress(count)
+                try buffer.withUnsafeReadableBytes { try content.append($0) }
+                progress(content.count)
             }
-        } catch let error as WrongLength {
-            throw error
-        } catch let error as HubError {
-            throw error
-        } catch let error as CancellationError {
+        } catch  where error is WrongLength || error is HubError || error is CancellationError {
             throw error
         } catch {
             throw HubClient.Transient(reason: HubClient.reason(error))
         }
-        guard count == file.size else { throw HubClient.Transient(reason: "the connection broke") }
+        guard content.count == file.size else { throw HubClient.Transient(reason: "the connection broke") }
     }
-
-    // MARK: The file
 
     private func makeDirectory() throws {
         let directory = (destination as NSString).deletingLastPathComponent
@@ -152,48 +135,6 @@ struct FileDownload {
         } catch {
             throw HubError.file(path: directory, reason: "it cannot be made: \(error.localizedDescription)")
         }
-    }
-
-    private static func open(_ path: String, _ flags: CInt) throws -> CInt {
-        let descriptor = Foundation.open(path, flags | O_CLOEXEC | O_NOFOLLOW, 0o666)
-        guard descriptor >= 0 else { throw error(path) }
-        return descriptor
-    }
-
-    /// Takes the whole of a file into a digest, and is then at its end.
-    private func read(_ descriptor: CInt, into digest: inout FileDigest) throws -> Int {
-        guard lseek(descriptor, 0, SEEK_SET) == 0 else { throw Self.error(destination) }
-        var block = [UInt8](repeating: 0, count: 1 << 20)
-        var total = 0
-        while true {
-            let count = Foundation.read(descriptor, &block, block.count)
-            if count < 0, errno == EINTR { continue }
-            guard count >= 0 else { throw Self.error(destination) }
-            guard count > 0 else { return total }
-            block.withUnsafeBytes { digest.update(UnsafeRawBufferPointer(rebasing: $0[..<count])) }
-            total += count
-        }
-    }
-
-    private func write(_ bytes: UnsafeRawBufferPointer, to descriptor: CInt) throws {
-        var rest = bytes[...]
-        while !rest.isEmpty {
-            let count = Foundation.write(descriptor, UnsafeRawBufferPointer(rebasing: rest).baseAddress, rest.count)
-            if count < 0, errno == EINTR { continue }
-            guard count >= 0 else { throw Self.error(incomplete) }
-            rest = rest.dropFirst(count)
-        }
-    }
-
-    private func startOver(_ descriptor: CInt) throws -> Int {
-        guard ftruncate(descriptor, 0) == 0, lseek(descriptor, 0, SEEK_SET) == 0 else { throw Self.error(incomplete) }
-        return 0
-    }
-
-    private static func error(_ path: String) -> HubError {
-        let code = errno
-        let advice = code == ENOSPC || code == EDQUOT ? "; free some room and run this again to go on from there" : ""
-        return .file(path: path, reason: String(cString: strerror(code)) + advice)
     }
 }
 

@@ -90,14 +90,14 @@ public struct Patience: Sendable {
     }
 }
 
-/// Asks a hub; open until it is closed.
+/// Asks a hub.
 struct HubClient: Sendable {
     let endpoint: HubEndpoint
     let patience: Patience
     private let client: HTTPClient
     private static let mostRedirects = 10
 
-    init(_ endpoint: HubEndpoint, _ patience: Patience) {
+    private init(_ endpoint: HubEndpoint, _ patience: Patience) {
         self.endpoint = endpoint
         self.patience = patience
         let silence = TimeAmount.nanoseconds(Int64(patience.silence / .nanoseconds(1)))
@@ -111,9 +111,22 @@ struct HubClient: Sendable {
         client = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
     }
 
-    func close() async {
+    /// Runs `body` with a client that is closed afterwards, whatever comes of it.
+    static func with<Result>(
+        _ endpoint: HubEndpoint,
+        _ patience: Patience,
+        _ body: (HubClient) async throws -> Result
+    ) async throws -> Result {
+        let client = HubClient(endpoint, patience)
+        let result: Swift.Result<Result, any Error>
+        do {
+            result = .success(try await body(client))
+        } catch {
+            result = .failure(error)
+        }
         // Nothing is lost with a connection that does not close.
-        try? await client.shutdown()
+        try? await client.client.shutdown()
+        return try result.get()
     }
 
     /// An answer that was not a redirect.

@@ -42,15 +42,7 @@ public struct Pull: Sendable {
         from endpoint: HubEndpoint,
         patience: Patience = Patience()
     ) async throws {
-        let client = HubClient(endpoint, patience)
-        let found: Repository
-        do {
-            found = try await client.repository(repository)
-            await client.close()
-        } catch {
-            await client.close()
-            throw error
-        }
+        let found = try await HubClient.with(endpoint, patience) { try await $0.repository(repository) }
         self.repository = repository
         self.directory = directory
         self.endpoint = endpoint
@@ -90,8 +82,7 @@ public struct Pull: Sendable {
         if let free = freeBytes(existingAncestor), free < needed {
             throw HubError.diskFull(path: directory, needed: needed, free: free)
         }
-        let client = HubClient(endpoint, patience)
-        do {
+        try await HubClient.with(endpoint, patience) { client in
             for download in missing {
                 report(.begins(download.file))
                 let address = try endpoint.file(download.file.path, of: repository, commit: commit)
@@ -101,10 +92,6 @@ public struct Pull: Sendable {
                 done += download.file.size
                 report(.done(download.file))
             }
-            await client.close()
-        } catch {
-            await client.close()
-            throw error
         }
     }
 

@@ -6,6 +6,7 @@ import JSON
 import NIOCore
 import NIOPosix
 import Synchronization
+import TestSupport
 
 @testable import Hub
 
@@ -230,18 +231,7 @@ final class FakeHub: Sendable {
     }
 }
 
-/// A directory that goes away with the test.
-final class TemporaryDirectory {
-    let path = FileManager.default.temporaryDirectory.path + "/diffused-test-\(UUID().uuidString)"
-
-    init() throws {
-        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
-    }
-
-    deinit {
-        try? FileManager.default.removeItem(atPath: path)
-    }
-
+extension TemporaryDirectory {
     /// Every file below it, with its content.
     var contents: [String: [UInt8]] {
         var result: [String: [UInt8]] = [:]

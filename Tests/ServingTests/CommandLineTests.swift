@@ -11,7 +11,7 @@ import Testing
 private func diffused(
     _ command: String,
     _ arguments: [String] = [],
-    in directory: TestSupport.TemporaryDirectory,
+    in directory: TemporaryDirectory,
     environment: [String: String] = [:],
     into destination: FileHandle? = nil
 ) throws -> (status: Int32, output: String, errors: String) {
@@ -38,7 +38,7 @@ private func diffused(
 
 @Suite struct CommandLineTests {
     @Test func goodConfiguration() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         try "server: {port: 1234}".write(toFile: directory.path + "/c.yaml", atomically: true, encoding: .utf8)
         let result = try diffused("check-config", ["c.yaml"], in: directory, environment: ["WIDTH": "64"])
         #expect(result.status == 0)
@@ -52,7 +52,7 @@ private func diffused(
 
     @Test(arguments: ["check-config", "serve --config", "generate --prompt a --config", "benchmark --config"])
     func badConfigurationIs2(command: String) throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         try "queue: {capacity: 0}".write(toFile: directory.path + "/c.yaml", atomically: true, encoding: .utf8)
         let arguments = command.split(separator: " ").map(String.init)
         let result = try diffused(arguments[0], Array(arguments.dropFirst()) + ["c.yaml"], in: directory)
@@ -79,7 +79,7 @@ private func diffused(
     ])
     func wrongUsageIs2(command: String) throws {
         let arguments = command.split(separator: " ").map(String.init)
-        let result = try diffused(arguments[0], Array(arguments.dropFirst()), in: try TestSupport.TemporaryDirectory())
+        let result = try diffused(arguments[0], Array(arguments.dropFirst()), in: try TemporaryDirectory())
         #expect(result.status == 2)
         #expect(result.output.isEmpty)
         #expect(!result.errors.isEmpty)
@@ -87,14 +87,14 @@ private func diffused(
 
     @Test(arguments: ["--help", "--version", "help"])
     func helpIs0(argument: String) throws {
-        let result = try diffused(argument, in: try TestSupport.TemporaryDirectory())
+        let result = try diffused(argument, in: try TemporaryDirectory())
         #expect(result.status == 0)
         #expect(!result.output.isEmpty)
         #expect(result.errors.isEmpty)
     }
 
     @Test func inspectSaysWhatAFileIsWithoutADevice() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         let noDevices = ["OCL_ICD_VENDORS": directory.path]
         let model = try diffused("inspect", [demoModelPath], in: directory, environment: noDevices)
         #expect(model.status == 0)
@@ -116,7 +116,7 @@ private func diffused(
     }
 
     @Test func missingModelIs1() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         let result = try diffused("generate", ["--prompt", "a", "--model", "nowhere"], in: directory)
         #expect(result.status == 1)
         #expect(result.output.isEmpty)
@@ -124,7 +124,7 @@ private func diffused(
     }
 
     @Test func aConfiguredModelIsMeantByItsName() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         try directory.write("models: [{name: ink, path: nowhere/ink.safetensors}]", to: "config.yaml")
         for (model, path) in [("ink", "nowhere/ink.safetensors"), ("./ink", "./ink")] {
             let result = try diffused("generate", ["--prompt", "a", "--model", model], in: directory)
@@ -133,7 +133,7 @@ private func diffused(
     }
 
     @Test func missingVAEIs1() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         let arguments = ["--prompt", "a", "--model", demoModelPath, "--vae", "nowhere.safetensors"]
         let result = try diffused("generate", arguments, in: directory)
         #expect(result.status == 1)
@@ -141,14 +141,14 @@ private func diffused(
     }
 
     @Test func lostOutputIs1() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         let result = try diffused("check-config", in: directory, into: FileHandle(forWritingAtPath: "/dev/full"))
         #expect(result.status == 1)
         #expect(result.errors == "diffused: cannot write to standard output: No space left on device\n")
     }
 
     @Test func aModelThatDoesNotLoadIsTheOnlyComplaint() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         try directory.write("server: {port: 0}\nmodel: {path: nowhere}\nlog: {level: warning}", to: "c.yaml")
         let result = try diffused("serve", ["--config", "c.yaml"], in: directory)
         #expect(result.status == 1)
@@ -157,7 +157,7 @@ private func diffused(
     }
 
     @Test func unwritableStorageIs1() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         try "storage: {directory: /proc/x}".write(toFile: directory.path + "/c.yaml", atomically: true, encoding: .utf8)
         let result = try diffused("serve", ["--config", "c.yaml"], in: directory)
         #expect(result.status == 1)
@@ -172,7 +172,7 @@ struct DrawingCommandLineTests {
         ("nowhere/a.png", "No such file"), (".", "Is a directory"), ("a/", "Is a directory"), ("", "Is a"),
     ])
     func unwritableOutputIs1(output: String, reason: String) throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         let result = try draw(into: output, in: directory)
         #expect(result.status == 1)
         #expect(result.errors.contains("--output: cannot write") && result.errors.contains(reason), "\(result.errors)")
@@ -180,7 +180,7 @@ struct DrawingCommandLineTests {
     }
 
     @Test func outputIntoWhatIsNoFileLeavesItInPlace() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         try directory.write("old", to: "target.png")
         try directory.link("link.png", to: "target.png")
         #expect(try draw(into: "link.png", in: directory).status == 0)
@@ -202,7 +202,7 @@ struct DrawingCommandLineTests {
 
     /// Each of several is the single picture with its seed.
     @Test func severalPicturesAreNumbered() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         func draw(_ arguments: String...) throws -> (status: Int32, output: String, errors: String) {
             try diffused(
                 "generate",
@@ -226,7 +226,7 @@ struct DrawingCommandLineTests {
         }
     }
 
-    private func draw(into output: String, in directory: TestSupport.TemporaryDirectory) throws
+    private func draw(into output: String, in directory: TemporaryDirectory) throws
         -> (status: Int32, output: String, errors: String)
     {
         try diffused(
@@ -238,7 +238,7 @@ struct DrawingCommandLineTests {
     }
 
     @Test func anUnknownHostIsExplained() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         // A model that takes a moment to load, so that the host is what fails first.
         try directory.write("server: {host: a b}\nmodel: {path: \(demoModelPath)}", to: "c.yaml")
         let result = try diffused("serve", ["--config", "c.yaml"], in: directory)
@@ -248,7 +248,7 @@ struct DrawingCommandLineTests {
     }
 
     @Test func missingKernelsAreNamedWithTheReason() throws {
-        let directory = try TestSupport.TemporaryDirectory()
+        let directory = try TemporaryDirectory()
         try directory.write("kernels: {directory: nowhere}", to: "config.yaml")
         let result = try draw(into: "a.png", in: directory)
         #expect(result.status == 1)

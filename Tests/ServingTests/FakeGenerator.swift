@@ -4,6 +4,7 @@ import Foundation
 import Logging
 import StableDiffusion
 import Synchronization
+import TestSupport
 
 @testable import Serving
 
@@ -170,19 +171,6 @@ private final class FakeGeneration: Generation {
         }
         let cut = request.prompt.hasPrefix("long") ? " the end" : nil
         return GeneratedImage(width: request.width, height: request.height, pixels: pixels, truncatedPrompt: cut)
-    }
-}
-
-/// A directory that goes away with the test.
-final class TemporaryDirectory {
-    let path = FileManager.default.temporaryDirectory.path + "/diffused-test-\(UUID().uuidString)"
-
-    init() throws {
-        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
-    }
-
-    deinit {
-        try? FileManager.default.removeItem(atPath: path)
     }
 }
 

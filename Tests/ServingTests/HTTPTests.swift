@@ -7,6 +7,7 @@ import HummingbirdTesting
 import JSON
 import NIOCore
 import StableDiffusion
+import TestSupport
 import Testing
 
 @testable import Serving

@@ -9,6 +9,7 @@ import NIOCore
 import ServiceLifecycleTestKit
 import StableDiffusion
 import Synchronization
+import TestSupport
 import Testing
 
 @testable import Serving

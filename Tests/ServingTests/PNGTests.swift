@@ -2,6 +2,7 @@
 
 import Foundation
 import StableDiffusion
+import TestSupport
 import Testing
 
 @testable import Serving

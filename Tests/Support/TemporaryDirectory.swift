@@ -9,7 +9,7 @@ package final class TemporaryDirectory: Sendable {
 
     /// Makes an empty directory.
     package init() throws {
-        path = NSTemporaryDirectory() + "/diffused-test-" + UUID().uuidString
+        path = FileManager.default.temporaryDirectory.path + "/diffused-test-" + UUID().uuidString
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     }
 

@@ -90,12 +90,7 @@ public struct Configuration: Equatable, Sendable {
         public init() {}
 
         /// What requests call it.
-        public var name: String {
-            if let givenName { return givenName }
-            let last = path.split(separator: "/").last.map(String.init) ?? path
-            let ending = [".safetensors", ".ckpt"].first { last.hasSuffix($0) && last != $0 }
-            return String(last.dropLast(ending?.count ?? 0))
-        }
+        public var name: String { givenName ?? checkpointName(ofFile: path) }
     }
 
     /// Picture size of a request that names none.

@@ -26,6 +26,11 @@ public struct ConfigurationError: Error, Equatable, CustomStringConvertible {
         self.reason = reason
     }
 
+    /// An error at a place in a file.
+    init(file: String, at position: YAMLPosition, key: String? = nil, reason: String) {
+        self.init(origin: .file(file, line: position.line, column: position.column), key: key, reason: reason)
+    }
+
     /// `file:line:column: key: reason`, the form editors and terminals make clickable.
     public var description: String {
         let place =

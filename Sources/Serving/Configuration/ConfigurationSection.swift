@@ -18,7 +18,8 @@ struct ConfigurationSection {
     init(path: String?, node: YAMLNode, file: String, keys: [String]) throws(ConfigurationError) {
         guard case .mapping(let entries) = node.content else {
             throw ConfigurationError(
-                origin: .file(file, line: node.position.line, column: node.position.column),
+                file: file,
+                at: node.position,
                 key: path,
                 reason: "found \(node.summary), allowed are the keys \(keys.joined(separator: ", "))"
             )
@@ -29,7 +30,8 @@ struct ConfigurationSection {
         for entry in entries where !keys.contains(entry.key) {
             let suggestion = nearestName(to: entry.key, among: keys).map { "; did you mean \"\($0)\"?" } ?? ""
             throw ConfigurationError(
-                origin: .file(file, line: entry.position.line, column: entry.position.column),
+                file: file,
+                at: entry.position,
                 key: path.map { "\($0).\(entry.key)" } ?? entry.key,
                 reason: "unknown key\(suggestion) (allowed here: \(keys.joined(separator: ", ")))"
             )
@@ -62,22 +64,17 @@ struct ConfigurationSection {
     func require(_ key: String) throws(ConfigurationError) {
         guard values[key] == nil else { return }
         throw ConfigurationError(
-            origin: .file(file, line: position.line, column: position.column),
+            file: file,
+            at: position,
             key: path,
             reason: "there is no key \(key), which is needed here"
         )
     }
 
-    /// The error of a key that is there.
+    /// The node of a key that is there, or else the section as a whole, is not what is allowed.
     func failure(_ key: String, allowed: String) -> ConfigurationError {
-        guard let node = values[key] else {
-            return ConfigurationError(
-                origin: .file(file, line: position.line, column: position.column),
-                key: path,
-                reason: "allowed is \(allowed)"
-            )
-        }
-        return failure(key, node, allowed: allowed)
+        values[key].map { failure(key, $0, allowed: allowed) }
+            ?? ConfigurationError(file: file, at: position, key: path, reason: "allowed is \(allowed)")
     }
 
     /// Text that is not empty.
@@ -231,7 +228,8 @@ struct ConfigurationSection {
         // An escape such as "\0" brings in what the file itself must not hold; the system would cut a path there.
         guard !text.unicodeScalars.contains(where: { $0.properties.generalCategory == .control }) else {
             throw ConfigurationError(
-                origin: .file(file, line: node.position.line, column: node.position.column),
+                file: file,
+                at: node.position,
                 key: name(key),
                 reason: "found a control character, allowed is \(allowed) without any"
             )
@@ -269,7 +267,8 @@ struct ConfigurationSection {
 
     private func failure(_ key: String, _ node: YAMLNode, allowed: String) -> ConfigurationError {
         ConfigurationError(
-            origin: .file(file, line: node.position.line, column: node.position.column),
+            file: file,
+            at: node.position,
             key: name(key),
             reason: "found \(node.summary), allowed is \(allowed)"
         )

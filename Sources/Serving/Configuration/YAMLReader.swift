@@ -189,7 +189,8 @@ private struct TreeComposer {
             }
             if let first = parent.entries.first(where: { $0.key == text }) {
                 throw ConfigurationError(
-                    origin: .file(file, line: node.position.line, column: node.position.column),
+                    file: file,
+                    at: node.position,
                     key: text,
                     reason: "the key is given twice; the first is in line \(first.position.line)"
                 )
@@ -213,7 +214,7 @@ private struct TreeComposer {
     }
 
     private func failure(_ position: YAMLPosition, _ reason: String) -> ConfigurationError {
-        ConfigurationError(origin: .file(file, line: position.line, column: position.column), reason: reason)
+        ConfigurationError(file: file, at: position, reason: reason)
     }
 
     /// The error libyaml stopped with, in one sentence.

@@ -49,6 +49,8 @@ public actor JobQueue {
     /// A job, and who waits for what becomes of it.
     private struct Entry {
         var record: JobRecord
+        /// The name of its idempotency key, if it has one.
+        let key: String?
         let admitted = ContinuousClock.now
         var waiters: [CheckedContinuation<JobRecord, Never>] = []
         var watchers: [Int: AsyncStream<JobRecord>.Continuation] = [:]
@@ -116,7 +118,7 @@ public actor JobQueue {
         case .draining: refusal = .shuttingDown
         case .admitted(let id, let position):
             var record = JobRecord(id: UUID(), request: request, count: count, created: Date())
-            entries[id] = Entry(record: record)
+            entries[id] = Entry(record: record, key: key?.name)
             numbers[record.id] = id
             if let key { keys[key.name] = (key.digest, id) }
             wakeEngine()
@@ -302,9 +304,9 @@ public actor JobQueue {
     }
 
     private func forget(_ id: JobID) {
-        guard let record = entries.removeValue(forKey: id)?.record else { return }
-        numbers[record.id] = nil
-        keys = keys.filter { $0.value.job != id }
+        guard let entry = entries.removeValue(forKey: id) else { return }
+        numbers[entry.record.id] = nil
+        if let key = entry.key { keys[key] = nil }
     }
 
     private func wakeEngine() {

@@ -22,6 +22,13 @@ public struct ModelOutline: Sendable, Equatable {
     }
 }
 
+/// What a model's file is called: without its directory, and without the ending of a checkpoint.
+public func checkpointName(ofFile path: String) -> String {
+    let last = path.split(separator: "/").last.map(String.init) ?? path
+    let ending = [".safetensors", ".ckpt"].first { last.hasSuffix($0) && last != $0 }
+    return String(last.dropLast(ending?.count ?? 0))
+}
+
 extension PipelineOptions {
     /// Reads a model's configurations, or the names and shapes in a single file; no weights, and no device.
     ///

@@ -139,11 +139,7 @@ struct ModelSource: Sendable {
 
     /// What the model is called: the name of its folder, or of its file without the ending.
     var name: String {
-        let last = path.split(separator: "/").last.map(String.init) ?? path
-        for ending in [".safetensors", ".ckpt"] where file != nil && last.hasSuffix(ending) && last != ending {
-            return String(last.dropLast(ending.count))
-        }
-        return last
+        file == nil ? path.split(separator: "/").last.map(String.init) ?? path : checkpointName(ofFile: path)
     }
 
     /// The configuration of a part by diffusers' name of it, or of the `scheduler` or the `model_index`.
